@@ -1,0 +1,1 @@
+"""Kubekeeper's domain package: observe, decide, act, record, for each automation."""

@@ -1,0 +1,1 @@
+"""Verified, incremental etcd backups in Blob Storage, with restore and restore drills."""

@@ -1,0 +1,1 @@
+"""Frozen values and pure functions over them; no I/O, no clock, no SDK."""
