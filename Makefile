@@ -1,0 +1,81 @@
+# The project's commands; CI calls the same ones. `make` alone tests and checks.
+# Set-up happens by itself, once, inside the checkout (.venv, node_modules, .tools): no sudo, nothing else is touched.
+
+PYTHON ?= $(shell sh sandbox/find-python)
+PY      = .venv/bin/python
+DONE    = .venv/done
+PIP     = $(PY) -m pip --disable-pip-version-check -q install
+LOCK    = .venv/bin/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes \
+          --no-header --no-emit-index-url $(if $(UPGRADE),--upgrade)
+PYTEST  = $(PY) -m pytest
+
+.PHONY: all setup demo start test check format bench e2e lock clean
+
+all: test check
+
+setup: $(DONE)/python $(DONE)/node $(DONE)/etcd node_modules/.package-lock.json   ## everything below needs this, and calls it
+
+demo: setup            ## the main job on the local world, every printed promise checked
+	@$(PY) -m sandbox demo
+
+start: setup           ## the local Functions host with Azurite, until Ctrl-C
+	@$(PY) -m sandbox host
+
+test: setup            ## unit, clients, functions, scenarios; ARGS="-k name" is handed to pytest
+	@$(PYTEST) -m "not e2e" --cov --cov-report= $(ARGS)
+	@echo "coverage of function_app, functions and shared: $$($(PY) -m coverage report --format=total) %"
+
+check: $(DONE)/python  ## format, lint, types, import contracts, repository checks
+	@echo "ruff format";  $(PY) -m ruff format --check -q .
+	@echo "ruff check";   $(PY) -m ruff check -q .
+	@echo "mypy";         $(PY) -m mypy
+	@echo "import contracts"; .venv/bin/lint-imports --no-timing
+	@echo "repository";   $(PYTEST) -q -p no:cacheprovider tests/repository
+
+format: $(DONE)/python ## rewrite the files as `make check` wants them
+	@$(PY) -m ruff check -q --fix .
+	@$(PY) -m ruff format -q .
+
+bench: setup           ## ratios against named baselines; ONLY=name for one
+	@$(PY) -m bench $(ONLY)
+
+e2e: setup             ## the tests on the real Kubernetes control plane (KUBEBUILDER_ASSETS)
+	@$(PYTEST) -m e2e $(ARGS)
+
+lock: $(DONE)/python   ## requirements*.txt from pyproject.toml; UPGRADE=1 takes the newest versions
+	$(LOCK) -o requirements.txt
+	$(LOCK) --extra cli --group dev -c requirements.txt -o requirements-dev.txt
+	$(LOCK:pyproject.toml=) --group node -o requirements-node.txt
+	$(LOCK:pyproject.toml=) --group etcd -o requirements-etcd.txt
+
+clean:                 ## remove everything set-up and tests have made
+	rm -rf .venv .venv-3.* .tools node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \
+	    .coverage .coverage.* htmlcov build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- set-up: a file in .venv/done for each finished step, made again when what it was made from changes ---
+
+.venv/bin/python:
+	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11, 3.12 or 3.13 with its venv module is needed (Debian, Ubuntu: apt install python3-venv); or say where: make PYTHON=/path/to/python" >&2; exit 2; fi
+	@echo "Setting up in this directory (once, a few minutes at most):"
+	@echo "  - $$($(PYTHON) -V) environment in .venv"
+	@$(PYTHON) -m venv .venv
+
+$(DONE)/python: .venv/bin/python requirements-dev.txt pyproject.toml
+	@echo "  - Python packages from requirements-dev.txt"
+	@$(PIP) --require-hashes -r requirements-dev.txt
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@mkdir -p $(DONE) && touch $@
+
+$(DONE)/node: requirements-node.txt | $(DONE)/python
+	@if ! $(PY) -m sandbox.tools has node; then echo "  - Node.js from requirements-node.txt, as this machine has none"; $(PIP) --require-hashes -r requirements-node.txt; fi
+	@touch $@
+
+$(DONE)/etcd: requirements-etcd.txt | $(DONE)/python
+	@if ! $(PY) -m sandbox.tools has etcd; then echo "  - etcd from requirements-etcd.txt, as this machine has none"; $(PIP) --require-hashes -r requirements-etcd.txt; fi
+	@touch $@
+
+node_modules/.package-lock.json: package.json package-lock.json | $(DONE)/node
+	@echo "  - Azurite from package-lock.json"
+	@$(PY) -m sandbox.tools npm ci --silent
+	@touch $@

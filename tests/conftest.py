@@ -1,0 +1,22 @@
+"""Fixtures that every test may use: the storage emulator, started once per run and only when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from sandbox.azurite import Azurite
+
+
+@pytest.fixture(scope="session")
+def azurite() -> Iterator[Azurite]:
+    """A real Azurite on free ports. Shared: use container, queue and table names of your own."""
+    with Azurite() as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def storage(azurite: Azurite) -> str:
+    """The connection string of the run's Azurite, as `AzureWebJobsStorage` holds it."""
+    return azurite.connection_string
