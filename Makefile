@@ -8,6 +8,8 @@ PIP     = $(PY) -m pip --disable-pip-version-check -q install
 LOCK    = .venv/bin/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes \
           --no-header --no-emit-index-url $(if $(UPGRADE),--upgrade)
 PYTEST  = $(PY) -m pytest
+# Microsoft's own runtime package needs Python 3.13: where there is one, the app is tested under it too.
+RUNTIME = $(if $(filter-out $(PYTHON),$(shell sh sandbox/find-python 3.13)),.venv-3.13/done)
 
 .PHONY: all setup demo start test check format bench e2e lock clean
 
@@ -21,7 +23,7 @@ demo: setup            ## the main job on the local world, every printed promise
 start: setup           ## the local Functions host with Azurite, until Ctrl-C
 	@$(PY) -m sandbox host
 
-test: setup            ## unit, clients, functions, scenarios; ARGS="-k name" is handed to pytest
+test: setup $(RUNTIME) ## unit, clients, functions, scenarios; ARGS="-k name" is handed to pytest
 	@$(PYTEST) -m "not e2e" --cov --cov-report= $(ARGS)
 	@echo "coverage of function_app, functions and shared: $$($(PY) -m coverage report --format=total) %"
 
@@ -66,6 +68,13 @@ $(DONE)/python: .venv/bin/python requirements-dev.txt pyproject.toml
 	@$(PIP) --require-hashes -r requirements-dev.txt
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@mkdir -p $(DONE) && touch $@
+
+.venv-%/done: requirements-dev.txt pyproject.toml | $(DONE)/python
+	@echo "  - a second environment, .venv-$*, to test under Python $*"
+	@$$(sh sandbox/find-python $*) -m venv .venv-$*
+	@.venv-$*/bin/python -m pip --disable-pip-version-check -q install --require-hashes -r requirements-dev.txt
+	@.venv-$*/bin/python -m pip --disable-pip-version-check -q install --no-deps --no-build-isolation -e .
+	@touch $@
 
 $(DONE)/node: requirements-node.txt | $(DONE)/python
 	@if ! $(PY) -m sandbox.tools has node; then echo "  - Node.js from requirements-node.txt, as this machine has none"; $(PIP) --require-hashes -r requirements-node.txt; fi

@@ -39,7 +39,7 @@ class Azurite:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> Self:
-        """Start and wait until all services listen; RuntimeError with Azurite's last words if they never do."""
+        """Start and wait until all services listen; else RuntimeError with Azurite's last words."""
         command = [str(tools.node().path), str(tools.azurite_script())]
         command += ["--silent", "--disableTelemetry", "--skipApiVersionCheck"]
         command += ["--blobPort", "0", "--queuePort", "0", "--tablePort", "0"]

@@ -1,4 +1,4 @@
-"""Finds other makers' programs that the local world is built from: Node.js, Azurite, etcd, Python interpreters.
+"""Finds the programs the local world is built from: Node.js, Azurite, etcd, Python interpreters.
 
 What a machine already has comes first; what `make setup` fetched into the checkout comes second. Nothing is
 fetched here. Standard library only, because set-up asks this module before it has finished.
@@ -91,7 +91,7 @@ def azurite_script() -> Path:
 
 @functools.cache
 def etcd_installations() -> tuple[Etcd, ...]:
-    """Each version of etcd (3.4 or newer) on PATH, in the environment or under .tools/etcd-*, newest first."""
+    """Each version of etcd from 3.4 on PATH, in the environment or under .tools/etcd-*, newest first."""
     directories = [Path(entry) for entry in os.environ.get("PATH", "").split(os.pathsep) if entry]
     directories += [scripts_directory(), *sorted((CHECKOUT / ".tools").glob("etcd-*"))]
     found: dict[tuple[int, ...], Etcd] = {}
