@@ -178,7 +178,7 @@ class BlobStore:
         blocks = [BlobBlock(block_id, state=BlockState.UNCOMMITTED) for block_id in block_ids]
         with translated(f"commit blob '{name}' in container '{self.name}'"):
             done = self._blob(name).commit_block_list(
-                blocks, metadata=_sendable(metadata), etag="*", match_condition=MatchConditions.IfMissing
+                blocks, metadata=_sendable(metadata), match_condition=MatchConditions.IfMissing
             )
         return _bare(str(done["etag"]))
 
@@ -262,9 +262,9 @@ def blob_store(environ: Mapping[str, str], container: str, connection: str = CON
 
 
 def _options() -> dict[str, Any]:
-    from azure.storage.blob import ExponentialRetry
+    from azure.storage.blob import LinearRetry
 
-    retry = ExponentialRetry(retry_total=RETRIES, initial_backoff=1, increment_base=2, random_jitter_range=1)
+    retry = LinearRetry(backoff=1, retry_total=RETRIES, random_jitter_range=1)
     return {"retry_policy": retry, **TIMEOUTS}
 
 
