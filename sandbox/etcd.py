@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 
 from sandbox.certificates import Authority
+from sandbox.kubedata import KubeData, Loaded
 from sandbox.tools import Etcd
 from sandbox.tools import etcd as newest_etcd
 from shared.clients.etcd import EtcdClient
@@ -291,6 +292,20 @@ class EtcdCluster:
             else:
                 raise RuntimeError("the quota was never reached")
         self._wait(lambda: all(s.alarms() for s in self._statuses().values()), "the NOSPACE alarm to be seen")
+
+    def seed(
+        self, target_bytes: int, *, seed: int = 1, progress: Callable[[int], None] | None = None
+    ) -> Loaded:
+        """Fills the cluster with about `target_bytes` of Kubernetes-shaped keys and values."""
+        with EtcdClient(self.connection(), self.environ) as client:
+            endpoint = self.endpoints[self.leader()]
+            return KubeData(seed).load(client, target_bytes, endpoint=endpoint, progress=progress)
+
+    def churn(self, loaded: Loaded, percent: float, *, generation: int = 1, seed: int = 1) -> Loaded:
+        """Changes about `percent` of what `seed` loaded; count `generation` up from call to call."""
+        with EtcdClient(self.connection(), self.environ) as client:
+            endpoint = self.endpoints[self.leader()]
+            return KubeData(seed).churn(client, loaded, percent, generation=generation, endpoint=endpoint)
 
     def wait_ready(self) -> None:
         """Waits until every running member is served by the same leader."""
