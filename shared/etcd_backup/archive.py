@@ -1,21 +1,85 @@
-"""The data blob of a backup: pages of the database in compressed, optionally encrypted frames, and how to
-read it.
+"""The data blob of a backup: pages of the database in compressed, optionally encrypted frames.
 
 Writes (`ArchiveWriter`) what etcd streams, as a full or as the pages that differ from the parent's; reads one
 data blob (`Archive`) or a full with its deltas (`Chain`) through a range reader, at random or in file order.
-Knows nothing of stores, networks or manifests' whereabouts: `transfer`, `verify` and `restore` bring those.
-The format is specified in docs/reference/backup-format.md.
+Knows nothing of stores and networks: `transfer`, `verify` and `restore` bring those. The format is specified
+in docs/reference/backup-format.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+import secrets
+import struct
+import sys
+import threading
+from array import array
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
-from shared.model.backup import ArchiveSummary, DatabaseSummary, Manifest
+from shared.errors import IntegrityError
+from shared.model.backup import ArchiveSummary, DatabaseSummary, Kind, Manifest, Section
+from shared.model.bolt import guess_page_size
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 RangeReader = Callable[[int, int], bytes]
-"""`(offset, length)` to exactly those bytes of the data blob; called from several threads."""
+"""`(offset, length)` to exactly those bytes of a blob; called from several threads."""
+
+FRAME_BYTES = 256 * 1024
+"""Raw bytes in a frame: any page is one small request away, at about 3 % of the compression ratio."""
+CODEC = "zstd-1"
+ALGORITHM = "AES-256-GCM"
+TRAILER_BYTES = 32
+READ_BYTES = 2 * 1024 * 1024
+"""Stored bytes asked for at once when reading in file order."""
+_TAG_BYTES = 16
+_INDEX_ENTRY = struct.Struct("<IQ")  # stored length, xxh3_64 of the stored bytes
+_DIGEST_BYTES = 8
+_NOWHERE = 255
+_MAX_ARCHIVES = 254  # a byte for each page says which archive holds it
+
+
+class Cipher:
+    """AES-256-GCM with a key used for one backup only, so that part and number make every nonce unique.
+
+    The associated data bind each part to its run and place: a part moved elsewhere does not open.
+    """
+
+    def __init__(self, run: str, data_key: bytes) -> None:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        if len(data_key) != 32:
+            raise ValueError("a data key has 32 bytes")
+        self._aead: AESGCM = AESGCM(data_key)
+        self._run = run
+
+    def encrypt(self, part: str, number: int, data: bytes) -> bytes:
+        """The ciphertext with its 16-byte tag. `part` is four ASCII letters."""
+        return self._aead.encrypt(_nonce(part, number), data, self._bound(part, number))
+
+    def decrypt(self, part: str, number: int, data: bytes, place: str) -> bytes:
+        """The clear text; IntegrityError at `place` when the key is wrong or the bytes are not this part."""
+        from cryptography.exceptions import InvalidTag
+
+        try:
+            return self._aead.decrypt(_nonce(part, number), data, self._bound(part, number))
+        except InvalidTag:
+            raise IntegrityError(
+                f"{place} cannot be decrypted: the key is wrong or the bytes were exchanged", place=place
+            ) from None
+
+    def _bound(self, part: str, number: int) -> bytes:
+        return f"kubekeeper/backup/v1/{self._run}/{part}/{number}".encode()
+
+
+def _nonce(part: str, number: int) -> bytes:
+    return part.encode("ascii") + number.to_bytes(8, "big")
 
 
 @dataclass(frozen=True)
@@ -42,66 +106,579 @@ class ArchiveWriter:
     """Turns etcd's stream into the bytes of a data blob.
 
     `parent` makes a delta against that page table (`Chain.page_table()` of the parent); without it a full.
-    `data_key` (32 bytes) encrypts. Feed the stream in any chunking, trailer included, and upload what comes
-    back, in order.
+    `data_key` (32 random bytes, never used for another run) encrypts. Feed the stream in any chunking,
+    trailer included, and upload what comes back, in order. `feed` waits when compression falls behind, so
+    memory stays bounded: some 2 MiB, and 8 bytes for each page.
     """
 
     def __init__(
         self, run: str, *, parent: PageTable | None = None, data_key: bytes | None = None, workers: int = 2
     ) -> None:
-        raise NotImplementedError
+        import xxhash
+        import zstandard
+
+        self._xxh3 = xxhash.xxh3_64_intdigest
+        self._xxh3_digest = xxhash.xxh3_64_digest
+        self._compressor = zstandard.ZstdCompressor
+        self._parent = parent
+        self._seed = parent.seed if parent else secrets.randbits(63)
+        self._cipher = Cipher(run, data_key) if data_key else None
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="frame")
+        self._local = threading.local()
+        self._waiting: deque[Future[tuple[bytes, int]]] = deque()
+        self._most_waiting = 2 * workers
+        self._buffer = bytearray()
+        self._packed = bytearray()
+        self._sha256 = hashlib.sha256()
+        self._page_size = 0
+        self._unit = 0
+        self._page_count = 0
+        self._digests = bytearray()
+        self._changed = array("I")
+        self._index = bytearray()
+        self._frames = 0
+        self._offset = 0
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take the next bytes of the stream; returns stored bytes that became ready (often none)."""
-        raise NotImplementedError
+        self._buffer += data
+        if not self._unit and not self._know_page_size():
+            return []
+        ready: list[bytes] = []
+        while len(self._buffer) >= self._unit + TRAILER_BYTES:
+            ready += self._take(self._unit)
+        return ready
 
     def finish(self) -> ArchiveResult:
-        """After the last byte: the rest to upload. IntegrityError if etcd's sha256 trailer does not match."""
-        raise NotImplementedError
+        """After the last byte: the rest to upload. IntegrityError if the stream is not what etcd sent."""
+        if len(self._buffer) < TRAILER_BYTES or not (self._unit or self._know_page_size(at_end=True)):
+            raise _stream_error("it ended before the first page")
+        rest = len(self._buffer) - TRAILER_BYTES
+        if rest % self._page_size:
+            raise _stream_error("it ended within a page")
+        tail = self._take(rest) if rest else []
+        if self._sha256.digest() != self._buffer:
+            raise _stream_error("etcd's sha256 at its end does not match the bytes received")
+        if self._packed:
+            self._submit(bytes(self._packed))
+        tail += self._drain(0)
+        self.close()
+        return self._seal(tail)
 
     def close(self) -> None:
         """End the worker threads; call it also when the stream failed. Safe to call twice."""
-        raise NotImplementedError
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _know_page_size(self, *, at_end: bool = False) -> bool:
+        if len(self._buffer) < 4096 and not at_end:
+            return False
+        self._page_size = guess_page_size(bytes(self._buffer[:4096]))
+        self._unit = max(1, FRAME_BYTES // self._page_size) * self._page_size
+        if self._parent and self._parent.page_size != self._page_size:
+            raise _stream_error(
+                f"its pages have {self._page_size} bytes, the parent's {self._parent.page_size}; take a full"
+            )
+        return True
+
+    def _take(self, length: int) -> list[bytes]:
+        raw = bytes(memoryview(self._buffer)[:length])
+        del self._buffer[:length]
+        self._sha256.update(raw)
+        size, seed, digest = self._page_size, self._seed, self._xxh3_digest
+        view = memoryview(raw)
+        digests = b"".join([digest(view[at : at + size], seed) for at in range(0, length, size)])
+        if self._parent is None:
+            self._submit(raw)
+        else:
+            self._pack(view, digests)
+        self._digests += digests
+        self._page_count += length // size
+        return self._drain(self._most_waiting)
+
+    def _pack(self, raw: memoryview, digests: bytes) -> None:
+        """Keep the pages whose digest differs from the parent's; submit full frames of them."""
+        assert self._parent is not None
+        first, size = self._page_count, self._page_size
+        known = self._parent.digests[_DIGEST_BYTES * first : _DIGEST_BYTES * first + len(digests)]
+        if known == digests:
+            return
+        for number in range(len(raw) // size):
+            at = _DIGEST_BYTES * number
+            if known[at : at + _DIGEST_BYTES] != digests[at : at + _DIGEST_BYTES]:
+                self._changed.append(first + number)
+                self._packed += raw[number * size : (number + 1) * size]
+                if len(self._packed) == self._unit:
+                    self._submit(bytes(self._packed))
+                    self._packed.clear()
+
+    def _submit(self, raw: bytes) -> None:
+        self._waiting.append(self._pool.submit(self._encode, self._frames, raw))
+        self._frames += 1
+
+    def _encode(self, number: int, raw: bytes) -> tuple[bytes, int]:
+        if not hasattr(self._local, "compressor"):
+            self._local.compressor = self._compressor(level=1)
+        stored: bytes = self._local.compressor.compress(raw)
+        if self._cipher:
+            stored = self._cipher.encrypt("fram", number, stored)
+        return stored, self._xxh3(stored)
+
+    def _drain(self, leave: int) -> list[bytes]:
+        """Frames in order: all that are done, and more until at most `leave` are under way."""
+        ready = []
+        while self._waiting and (len(self._waiting) > leave or self._waiting[0].done()):
+            stored, checksum = self._waiting.popleft().result()
+            self._index += _INDEX_ENTRY.pack(len(stored), checksum)
+            self._offset += len(stored)
+            ready.append(stored)
+        return ready
+
+    def _seal(self, tail: list[bytes]) -> ArchiveResult:
+        digests = bytes(self._digests)
+        table = digests
+        if self._parent is not None:
+            picked = [digests[_DIGEST_BYTES * n : _DIGEST_BYTES * (n + 1)] for n in self._changed]
+            table = _little_endian(self._changed).tobytes() + b"".join(picked)
+        if self._cipher:
+            table = self._cipher.encrypt("tabl", 0, table)
+        index = bytes(self._index)
+        stored_pages = self._page_count if self._parent is None else len(self._changed)
+        archive = ArchiveSummary(
+            stored_bytes=self._offset + len(index) + len(table),
+            frame_pages=self._unit // self._page_size,
+            frame_count=self._frames,
+            stored_pages=stored_pages,
+            codec=CODEC,
+            digest_seed=self._seed,
+            index=_section(self._offset, index),
+            page_table=_section(self._offset + len(index), table),
+        )
+        database = DatabaseSummary(
+            size_bytes=self._page_count * self._page_size,
+            page_size=self._page_size,
+            page_count=self._page_count,
+            sha256=self._sha256.hexdigest(),
+        )
+        pages = PageTable(self._page_size, self._page_count, self._seed, digests)
+        return ArchiveResult([*tail, index, table], archive, database, pages)
 
 
+@dataclass
 class Archive:
-    """One data blob, opened: index and page table read and checked."""
+    """One data blob, opened: index and page table read and checked.
+
+    `page_ids` lists the pages a delta stores, ascending; None for a full, which stores all. `requests` and
+    `bytes_read` count what was asked of the store so far.
+    """
 
     manifest: Manifest
+    read_range: RangeReader
+    cipher: Cipher | None
+    lengths: array[int] = field(repr=False)
+    checksums: array[int] = field(repr=False)
+    offsets: array[int] = field(repr=False)
+    page_ids: array[int] | None = field(repr=False)
+    digests: bytes = field(repr=False)
+    requests: int = 0
+    bytes_read: int = 0
 
     @staticmethod
     def open(manifest: Manifest, read_range: RangeReader, data_key: bytes | None = None) -> Archive:
-        """Reads index and page table (two range reads); IntegrityError names the place."""
-        raise NotImplementedError
+        """Reads index and page table (one range read); IntegrityError names the place."""
+        _check_summary(manifest)
+        cipher = Cipher(manifest.run, data_key) if manifest.encryption and data_key else None
+        if manifest.encryption and not cipher:
+            place = f"manifest {manifest.name}"
+            raise IntegrityError(
+                f"{manifest.data} is encrypted and no key was given; unwrap its data key", place=place
+            )
+        empty: array[int] = array("Q")
+        archive = Archive(manifest, read_range, cipher, empty, empty, empty, None, b"")
+        archive._read_tail()
+        return archive
+
+    @property
+    def frame_count(self) -> int:
+        """Frames of this blob."""
+        return self.manifest.archive.frame_count
+
+    def read_frames(self, first: int, count: int) -> list[bytes]:
+        """`count` decoded frames from `first` on, with one range read; IntegrityError names the frame."""
+        start = self.offsets[first]
+        length = self.offsets[first + count] - start
+        stored = self._read(start, length, f"frame {first} of {self.manifest.data}")
+        view = memoryview(stored)
+        return [
+            self._decode(n, view[self.offsets[n] - start : self.offsets[n + 1] - start])
+            for n in range(first, first + count)
+        ]
+
+    def describe_frame(self, number: int) -> str:
+        """`frame 17 of prod/…/x.pages (pages 1088 to 1151)`: a place a person can look at."""
+        per = self.manifest.archive.frame_pages
+        first, last = number * per, min((number + 1) * per, self.manifest.archive.stored_pages) - 1
+        if self.page_ids is not None:
+            first, last = self.page_ids[first], self.page_ids[last]
+        return f"frame {number} of {self.manifest.data} (pages {first} to {last})"
+
+    def _decode(self, number: int, stored: memoryview) -> bytes:
+        import xxhash
+        import zstandard
+
+        place = self.describe_frame(number)
+        if xxhash.xxh3_64_intdigest(stored) != self.checksums[number]:
+            raise IntegrityError(f"{place} is not what was stored: its checksum differs", place=place)
+        frame = bytes(stored)
+        if self.cipher:
+            frame = self.cipher.decrypt("fram", number, frame, place)
+        expected = self._raw_bytes(number)
+        try:
+            if zstandard.frame_content_size(frame) != expected:
+                raise IntegrityError(f"{place} does not hold the {expected} bytes it should", place=place)
+            raw = zstandard.ZstdDecompressor().decompress(frame)
+        except zstandard.ZstdError as error:
+            raise IntegrityError(f"{place} cannot be decompressed: {error}", place=place) from error
+        if len(raw) != expected:
+            raise IntegrityError(f"{place} does not hold the {expected} bytes it should", place=place)
+        return raw
+
+    def _raw_bytes(self, number: int) -> int:
+        summary = self.manifest.archive
+        pages = min(summary.frame_pages, summary.stored_pages - number * summary.frame_pages)
+        return pages * self.manifest.database.page_size
+
+    def _read(self, offset: int, length: int, place: str) -> bytes:
+        data = self.read_range(offset, length)
+        self.requests += 1
+        self.bytes_read += len(data)
+        if len(data) != length:
+            raise IntegrityError(
+                f"{place}: the blob ended early, {len(data)} of {length} bytes at offset {offset}",
+                place=place,
+            )
+        return data
+
+    def _read_tail(self) -> None:
+        summary, name = self.manifest.archive, self.manifest.data
+        index_place, table_place = f"index of {name}", f"page table of {name}"
+        tail = self._read(summary.index.offset, summary.stored_bytes - summary.index.offset, index_place)
+        index, table = tail[: summary.index.length], tail[summary.index.length :]
+        for data, section, place in (
+            (index, summary.index, index_place),
+            (table, summary.page_table, table_place),
+        ):
+            if hashlib.sha256(data).hexdigest() != section.sha256:
+                raise IntegrityError(
+                    f"{place} is not what was stored: its sha256 differs from the manifest's", place=place
+                )
+        entries = list(_INDEX_ENTRY.iter_unpack(index))
+        self.lengths = array("Q", [length for length, _ in entries])
+        self.checksums = array("Q", [checksum for _, checksum in entries])
+        self.offsets = array("Q", [0, *accumulate(self.lengths)])
+        if self.offsets[-1] != summary.index.offset:
+            raise IntegrityError(f"{index_place}: its frames do not fill the blob", place=index_place)
+        if self.cipher:
+            table = self.cipher.decrypt("tabl", 0, table, table_place)
+        self._read_table(table, table_place)
+
+    def _read_table(self, table: bytes, place: str) -> None:
+        summary = self.manifest.archive
+        if self.manifest.kind is Kind.FULL:
+            self.digests = table
+            return
+        ids = array("I")
+        ids.frombytes(table[: 4 * summary.stored_pages])
+        self.page_ids = _little_endian(ids)
+        self.digests = table[4 * summary.stored_pages :]
+        ascending = all(map(int.__lt__, self.page_ids, self.page_ids[1:]))
+        if not ascending or (ids and self.page_ids[-1] >= self.manifest.database.page_count):
+            raise IntegrityError(f"{place}: its page numbers are not in order", place=place)
 
 
 class Chain:
-    """A full and its deltas, oldest first, as the one database they stand for."""
+    """A full and its deltas, oldest first, as the one database they stand for.
+
+    Holds 13 bytes for each page. Use `Chain.open`.
+    """
+
+    def __init__(
+        self, archives: Sequence[Archive], source: bytearray, position: array[int], digests: bytearray
+    ) -> None:
+        self.archives = tuple(archives)
+        self.manifest = archives[-1].manifest
+        self._source = source
+        self._position = position
+        self._digests = digests
 
     @staticmethod
     def open(archives: Sequence[Archive]) -> Chain:
         """Checks that each delta's parent is the archive before it; IntegrityError otherwise."""
-        raise NotImplementedError
+        check_links([archive.manifest for archive in archives])
+        full = archives[0]
+        count = full.manifest.database.page_count
+        source, position, digests = bytearray(count), array("I", range(count)), bytearray(full.digests)
+        for number, archive in enumerate(archives[1:], start=1):
+            _apply(archive, number, source, position, digests)
+        return Chain(archives, source, position, digests)
+
+    @property
+    def requests(self) -> int:
+        """Range reads asked of the store so far."""
+        return sum(archive.requests for archive in self.archives)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read from the store so far."""
+        return sum(archive.bytes_read for archive in self.archives)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all data blobs of the chain."""
+        return sum(archive.manifest.archive.stored_bytes for archive in self.archives)
 
     def page_table(self) -> PageTable:
         """The page table of the newest backup: what the next delta is compared with."""
-        raise NotImplementedError
+        database = self.manifest.database
+        seed = self.manifest.archive.digest_seed
+        return PageTable(database.page_size, database.page_count, seed, bytes(self._digests))
 
     def image(self, cached_frames: int = 16) -> ChainImage:
         """Random access by page number (a `shared.model.bolt.Image`)."""
-        raise NotImplementedError
+        return ChainImage(self, cached_frames)
 
-    def stream(self, read_ahead: int = 3) -> Iterator[bytes]:
-        """The database bytes in file order, then etcd's 32-byte sha256: exactly what etcd sent."""
-        raise NotImplementedError
+    def pieces(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """Where `count` pages from `first` on are stored: runs of (archive, position in it, pages).
+
+        No run crosses a frame.
+        """
+        source, position, end = self._source, self._position, first + count
+        while first < end:
+            archive, start = source[first], position[first]
+            per = self.archives[archive].manifest.archive.frame_pages
+            most = min(end - first, per - start % per)
+            length = 1
+            while (
+                length < most
+                and source[first + length] == archive
+                and position[first + length] == start + length
+            ):
+                length += 1
+            yield archive, start, length
+            first += length
+
+    def stream(self, workers: int = 3) -> Iterator[bytes]:
+        """The database bytes in file order, then etcd's 32-byte sha256: exactly what etcd sent.
+
+        Reads ahead in `workers` threads; frames that newer ones replace entirely are not read. Memory: about
+        16 MiB, and one or two frames for each delta. The caller checks the sha256 (it scans the bytes
+        anyway).
+        """
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
+        try:
+            yield from self._groups([*self._cursors(pool, workers)])
+            yield bytes.fromhex(self.manifest.database.sha256)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _cursors(self, pool: ThreadPoolExecutor, depth: int) -> Iterator[_Cursor]:
+        for number, archive in enumerate(self.archives):
+            frames = self._needed_frames(number)
+            if number == 0:
+                yield _Cursor(archive, frames, pool, 16, depth)
+            else:
+                yield _Cursor(archive, frames, pool, max(1, 16 // (len(self.archives) - 1)), 1)
+
+    def _needed_frames(self, number: int) -> array[int]:
+        archive, source = self.archives[number], self._source
+        per, count = archive.manifest.archive.frame_pages, self.manifest.database.page_count
+        if archive.page_ids is None:
+            last = min(count, archive.manifest.archive.stored_pages)
+            return array("I", [at // per for at in range(0, last, per) if number in source[at : at + per]])
+        used = {
+            at // per for at, pgid in enumerate(archive.page_ids) if pgid < count and source[pgid] == number
+        }
+        return array("I", sorted(used))
+
+    def _groups(self, cursors: list[_Cursor]) -> Iterator[bytes]:
+        per = self.archives[0].manifest.archive.frame_pages
+        size, count = self.manifest.database.page_size, self.manifest.database.page_count
+        for first in range(0, count, per):
+            pages = min(per, count - first)
+            runs = list(self.pieces(first, pages)) if any(self._source[first : first + pages]) else []
+            if not runs:  # untouched since the full
+                yield cursors[0].frame(first // per)[: pages * size]
+                continue
+            parts = []
+            for archive, start, length in runs:
+                frame = cursors[archive].frame(start // cursors[archive].frame_pages)
+                at = start % cursors[archive].frame_pages * size
+                parts.append(frame[at : at + length * size])
+            yield b"".join(parts)
 
 
 class ChainImage:
     """Pages of a chain by range requests, with a small cache of decoded frames."""
 
-    page_size: int
-    page_count: int
+    def __init__(self, chain: Chain, cached_frames: int) -> None:
+        self.page_size = chain.manifest.database.page_size
+        self.page_count = chain.manifest.database.page_count
+        self._chain = chain
+        self._most = cached_frames
+        self._frames: OrderedDict[tuple[int, int], bytes] = OrderedDict()
 
     def read(self, pgid: int, count: int) -> bytes:
         """`count` pages from `pgid` on; IntegrityError when out of range or damaged."""
-        raise NotImplementedError
+        if pgid < 0 or count < 0 or pgid + count > self.page_count:
+            place = f"page {pgid}"
+            raise IntegrityError(
+                f"{place}: {count} pages from there on are beyond the file's end", place=place
+            )
+        parts = []
+        for archive, start, length in self._chain.pieces(pgid, count):
+            per = self._chain.archives[archive].manifest.archive.frame_pages
+            at = start % per * self.page_size
+            parts.append(self._frame(archive, start // per)[at : at + length * self.page_size])
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _frame(self, archive: int, number: int) -> bytes:
+        key = (archive, number)
+        if key not in self._frames:
+            self._frames[key] = self._chain.archives[archive].read_frames(number, 1)[0]
+            if len(self._frames) > self._most:
+                self._frames.popitem(last=False)
+        self._frames.move_to_end(key)
+        return self._frames[key]
+
+
+class _Cursor:
+    """Reads the listed frames of one archive in order, `most` frames at a time, `depth` reads ahead."""
+
+    def __init__(
+        self, archive: Archive, frames: array[int], pool: ThreadPoolExecutor, most: int, depth: int
+    ) -> None:
+        self.frame_pages = archive.manifest.archive.frame_pages
+        self._archive = archive
+        self._batches = _batches(frames, archive.lengths, most)
+        self._pool = pool
+        self._depth = depth
+        self._ahead: deque[tuple[int, Future[list[bytes]]]] = deque()
+        self._first = 0
+        self._frames: list[bytes] = []
+
+    def frame(self, number: int) -> bytes:
+        """The decoded frame `number`, which must not lie before the last one asked for."""
+        while number >= self._first + len(self._frames):
+            self._fill()
+            self._first, future = self._ahead.popleft()
+            self._frames = []  # let go of the old batch before waiting for the next
+            self._frames = future.result()
+            self._fill()
+        return self._frames[number - self._first]
+
+    def _fill(self) -> None:
+        while len(self._ahead) < self._depth:
+            batch = next(self._batches, None)
+            if batch is None:
+                return
+            self._ahead.append((batch[0], self._pool.submit(self._archive.read_frames, *batch)))
+
+
+def _batches(frames: Iterable[int], lengths: array[int], most: int) -> Iterator[tuple[int, int]]:
+    """Runs of consecutive frame numbers, (first, count), each a range read of bounded size."""
+    first, count, stored = -1, 0, 0
+    for number in frames:
+        follows = number == first + count and count < most and stored + lengths[number] <= READ_BYTES
+        if count and not follows:
+            yield first, count
+            count = 0
+        if not count:
+            first, stored = number, 0
+        count += 1
+        stored += lengths[number]
+    if count:
+        yield first, count
+
+
+def check_links(manifests: Sequence[Manifest]) -> None:
+    """A full, then deltas each naming the one before it by name and digest; IntegrityError otherwise."""
+    if not manifests or manifests[0].kind is not Kind.FULL:
+        name = manifests[0].name if manifests else "none"
+        raise IntegrityError(
+            f"the chain begins with '{name}', which is not a full backup", place=f"manifest {name}"
+        )
+    if len(manifests) > _MAX_ARCHIVES:
+        raise IntegrityError(
+            f"the chain has more than {_MAX_ARCHIVES} backups", place=f"manifest {manifests[-1].name}"
+        )
+    for parent, child in pairwise(manifests):
+        ref, place = child.parent, f"parent of {child.name}"
+        if ref is None or (ref.name, ref.digest) != (parent.name, parent.digest()):
+            raise IntegrityError(
+                f"'{parent.name}' is not the parent that '{child.name}' was made against", place=place
+            )
+        same = parent.database.page_size == child.database.page_size
+        if not same or parent.archive.digest_seed != child.archive.digest_seed:
+            raise IntegrityError(f"'{child.name}' and its parent differ in page size or seed", place=place)
+
+
+def _apply(
+    archive: Archive, number: int, source: bytearray, position: array[int], digests: bytearray
+) -> None:
+    """Lay a delta over what is below it."""
+    count, ids = archive.manifest.database.page_count, archive.page_ids or ()
+    grown = count - len(source)
+    if grown < 0:
+        del source[count:], position[count:], digests[count * _DIGEST_BYTES :]
+    source += bytes([_NOWHERE]) * grown
+    position.extend([0] * grown)
+    digests += bytes(max(0, grown) * _DIGEST_BYTES)
+    for at, pgid in enumerate(ids):
+        source[pgid] = number
+        position[pgid] = at
+        digests[pgid * _DIGEST_BYTES : (pgid + 1) * _DIGEST_BYTES] = archive.digests[
+            at * _DIGEST_BYTES : (at + 1) * _DIGEST_BYTES
+        ]
+    missing = source.find(_NOWHERE)
+    if missing >= 0:
+        place = f"page table of {archive.manifest.data}"
+        raise IntegrityError(f"{place}: page {missing} is stored nowhere in the chain", place=place)
+
+
+def _check_summary(manifest: Manifest) -> None:
+    """The manifest's own figures fit together, so that nothing below divides, seeks or allocates wildly."""
+    summary, database = manifest.archive, manifest.database
+    pages = summary.stored_pages
+    full = manifest.kind is Kind.FULL
+    table = pages * (_DIGEST_BYTES if full else _DIGEST_BYTES + 4)
+    table += _TAG_BYTES if manifest.encryption else 0
+    index_end = summary.index.offset + summary.index.length
+    fits = (
+        summary.codec == CODEC
+        and database.size_bytes == database.page_count * database.page_size
+        and (pages == database.page_count if full else pages <= database.page_count)
+        and summary.frame_count == -(-pages // summary.frame_pages)
+        and summary.index.length == summary.frame_count * _INDEX_ENTRY.size
+        and summary.page_table.offset == index_end
+        and summary.page_table.length == table
+        and summary.stored_bytes == index_end + table
+        and (manifest.encryption is None or manifest.encryption.algorithm == ALGORITHM)
+    )
+    if not fits:
+        place = f"manifest {manifest.name}"
+        raise IntegrityError(f"{place}: its figures do not fit together; use another backup", place=place)
+
+
+def _section(offset: int, data: bytes) -> Section:
+    return Section(offset=offset, length=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def _little_endian(values: array[int]) -> array[int]:
+    if sys.byteorder == "little":
+        return values
+    swapped = array(values.typecode, values)
+    swapped.byteswap()
+    return swapped
+
+
+def _stream_error(problem: str) -> IntegrityError:
+    return IntegrityError(f"the snapshot stream is damaged: {problem}; nothing was committed", place="stream")
