@@ -120,7 +120,8 @@ def _code_and_message(error: HttpResponseError) -> tuple[str | None, str]:
     """The innermost code is the one that says why (Key Vault: `Forbidden` outside, `KeyDisabled` inside)."""
     if error.error is None:
         return None, ""
-    code, inner = error.error.code, error.error.innererror
+    code = error.error.code
+    inner: Any = error.error.innererror
     while isinstance(inner, dict) and inner:
         code, inner = inner.get("code", code), inner.get("innererror")
     sentence = " ".join((error.error.message or "").split()).rstrip(".;")
@@ -128,7 +129,8 @@ def _code_and_message(error: HttpResponseError) -> tuple[str | None, str]:
 
 
 def _header(error: HttpResponseError, name: str) -> str | None:
-    return error.response.headers.get(name) if error.response else None
+    headers: Mapping[str, str] = getattr(error.response, "headers", None) or {}
+    return headers.get(name)
 
 
 def _retry_after(error: HttpResponseError) -> float:

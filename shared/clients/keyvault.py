@@ -45,6 +45,10 @@ _REMEDIES = {
     "ForbiddenByFirewall": "let the app's network through the vault's firewall",
     "ForbiddenByConnection": "let the app reach the vault through its private endpoint",
 }
+_BY_OPERATION = {
+    "wrapkey": {"BadParameter": "the key must be an RSA key that allows wrapKey"},
+    "unwrapkey": {"BadParameter": "this version of the key did not wrap it, or the manifest is damaged"},
+}
 _NAME = re.compile(r"[0-9a-zA-Z-]{1,127}")
 _VERSION = re.compile(r"[0-9a-f]{32}")
 
@@ -66,11 +70,19 @@ def parse_key_id(text: str) -> KeyId:
 
     http is accepted on loopback addresses only (the local world).
     """
-    url = urlsplit(text)
+    wrong = SettingsError(
+        f"'{text}' is not a Key Vault key identifier; "
+        "expected https://VAULT.vault.azure.net/keys/NAME or the same with /VERSION"
+    )
+    try:
+        url = urlsplit(text)
+        loopback = is_loopback(text)
+    except ValueError as error:  # "https://[" and the like
+        raise wrong from error
     parts = url.path.strip("/").split("/")
-    known_host = any((url.hostname or "").endswith("." + domain) for domain in VAULT_DOMAINS)
-    trusted = (url.scheme == "https" and known_host) or (
-        url.scheme in ("http", "https") and is_loopback(text)
+    vault, _, domain = url.netloc.lower().partition(".")
+    trusted = (url.scheme == "https" and _NAME.fullmatch(vault) and domain in VAULT_DOMAINS) or (
+        url.scheme in ("http", "https") and loopback and "@" not in url.netloc
     )
     shaped = (
         len(parts) in (2, 3)
@@ -79,12 +91,9 @@ def parse_key_id(text: str) -> KeyId:
         and all(_VERSION.fullmatch(version) for version in parts[2:])
         and not url.query
         and not url.fragment
-        and "@" not in url.netloc
     )
     if not trusted or not shaped:
-        raise SettingsError(
-            f"'{text}' is not a Key Vault key identifier; expected https://VAULT.vault.azure.net/keys/NAME/VERSION"
-        )
+        raise wrong
     return KeyId(f"{url.scheme}://{url.netloc.lower()}", parts[1], parts[2] if len(parts) == 3 else "")
 
 
@@ -124,7 +133,7 @@ class KeyVault:
             json={"alg": ALGORITHM, "value": _base64url(value)},
         )
         what = f"{operation.removesuffix('key')} a data key with {key}"
-        with translated(what, service="Key Vault", remedies=_REMEDIES):
+        with translated(what, service="Key Vault", remedies=_REMEDIES | _BY_OPERATION[operation]):
             response = self._client(key.vault).send_request(request)
             response.raise_for_status()
         return _answer(response.content, key)

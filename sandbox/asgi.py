@@ -1,0 +1,216 @@
+"""Serves an ASGI application on a free loopback port, records each request and lets tests break answers.
+
+The ground that the local Azure stands on (`sandbox.arm`, `sandbox.keyvault`, `sandbox.identity`). The wire
+is real: clients connect over TCP, so time-outs, lost answers and retries are the clients' own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import parse_qs
+
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+START_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One request as it arrived, and the status it was answered with (0: the answer was lost)."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+    status: int
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body) if self.body else None
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path} -> {self.status or 'lost'}"
+
+
+@dataclass
+class Fault:
+    """What to do to matching requests: answer with `status` instead of working, delay, or lose the answer.
+
+    `skip` lets that many matching requests pass first, `times` says how many are hit. With `lose_answer`
+    the work is done and the connection then dropped; `before` is called just before the work and may change
+    the world.
+    """
+
+    matches: Callable[[str, str], bool]
+    status: int | None = None
+    body: Any = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    skip: int = 0
+    times: int = 1
+    delay_seconds: float = 0.0
+    lose_answer: bool = False
+    before: Callable[[], None] | None = None
+
+    def hits(self, method: str, path: str) -> bool:
+        if self.times <= 0 or not self.matches(method, path):
+            return False
+        if self.skip > 0:
+            self.skip -= 1
+            return False
+        self.times -= 1
+        return True
+
+
+def on(method: str = "*", path: str = "") -> Callable[[str, str], bool]:
+    """Matches requests by verb (`*` any, `write` any but GET and HEAD) and a part of the path, in any case."""
+
+    def matches(actual_method: str, actual_path: str) -> bool:
+        verb = method in ("*", actual_method)
+        verb = verb or (method == "write" and actual_method not in ("GET", "HEAD"))
+        return verb and path.lower() in actual_path.lower()
+
+    return matches
+
+
+class Recorder:
+    """ASGI middleware around a stand-in: `requests` in order of arrival, and the faults still to come."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.requests: list[Recorded] = []
+        self.faults: list[Fault] = []
+
+    def count(self, method: str = "*", path: str = "") -> int:
+        return len(self.of(method, path))
+
+    def of(self, method: str = "*", path: str = "") -> list[Recorded]:
+        matches = on(method, path)
+        return [request for request in self.requests if matches(request.method, request.path)]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body = await _read(receive)
+        fault = next((f for f in self.faults if f.hits(scope["method"], scope["path"])), None)
+        answer = await self._answer(scope, body, fault)
+        lost = fault is not None and fault.lose_answer
+        self.requests.append(_recorded(scope, body, 0 if lost else _status(answer)))
+        if lost:
+            _drop_connection(send)
+            return
+        for message in answer:
+            await send(message)
+
+    async def _answer(self, scope: Scope, body: bytes, fault: Fault | None) -> list[Message]:
+        if fault is not None:
+            if fault.delay_seconds:
+                await asyncio.sleep(fault.delay_seconds)
+            if fault.before:
+                fault.before()
+            if fault.status is not None:
+                return _messages(fault.status, fault.body, fault.headers)
+        sent: list[Message] = []
+
+        async def replay() -> Message:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def keep(message: Message) -> None:
+            sent.append(message)
+
+        await self._app(scope, replay, keep)
+        return sent
+
+
+class Server:
+    """`with Server(app) as server: server.url`; stops with the block. One thread, one free port."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="off", ws="none")
+        self._server = uvicorn.Server(config)
+        # A client may hold an idle connection for ever; stopping does not wait for it.
+        config.timeout_graceful_shutdown = 1
+        self._thread = threading.Thread(target=self._serve, name=f"asgi {self.url}", daemon=True)
+
+    def _serve(self) -> None:
+        self._server.run(sockets=[self._socket])
+
+    def start(self) -> Self:
+        self._thread.start()
+        deadline = time.monotonic() + START_SECONDS
+        while not self._server.started:
+            if time.monotonic() > deadline or not self._thread.is_alive():
+                raise RuntimeError(f"the stand-in at {self.url} did not start")
+            time.sleep(0.005)
+        return self
+
+    def stop(self) -> None:
+        """Safe to call twice."""
+        self._server.should_exit = True
+        if self._thread.is_alive():
+            self._thread.join(START_SECONDS)
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+async def _read(receive: Receive) -> bytes:
+    body = b""
+    while True:
+        message = await receive()
+        body += bytes(message.get("body", b""))
+        if not message.get("more_body"):
+            return body
+
+
+def _recorded(scope: Scope, body: bytes, status: int) -> Recorded:
+    query = parse_qs(scope["query_string"].decode(), keep_blank_values=True)
+    return Recorded(
+        method=scope["method"],
+        path=scope["path"],
+        query={name: values[-1] for name, values in query.items()},
+        headers={name.decode().lower(): value.decode("latin-1") for name, value in scope["headers"]},
+        body=body,
+        status=status,
+    )
+
+
+def _status(answer: list[Message]) -> int:
+    return int(answer[0]["status"]) if answer else 0
+
+
+def _messages(status: int, body: Any, headers: Mapping[str, str]) -> list[Message]:
+    content = b"" if body is None else json.dumps(body).encode()
+    lines = {"content-type": "application/json", "content-length": str(len(content)), **headers}
+    raw = [(name.lower().encode(), value.encode()) for name, value in lines.items()]
+    return [
+        {"type": "http.response.start", "status": status, "headers": raw},
+        {"type": "http.response.body", "body": content},
+    ]
+
+
+def _drop_connection(send: Send) -> None:
+    # ASGI has no word for this; uvicorn's request cycle is the object `send` is bound to, and holds the
+    # transport.
+    transport = getattr(getattr(send, "__self__", None), "transport", None)
+    assert transport is not None, "a lost answer needs uvicorn's own send"
+    transport.abort()
