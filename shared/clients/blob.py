@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from shared.clients.storage import CONNECTION, RETRIES, TIMEOUTS, connect, translated
-from shared.errors import ApiError, ConflictError, NotFoundError
+from shared.clients.storage import CONNECTION, RETRIES, TIMEOUTS, connect, credential, translated
+from shared.errors import ApiError, ConflictError, NotFoundError, SettingsError, SettingsError
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobClient, BlobServiceClient, ContainerClient
@@ -259,6 +259,59 @@ def blob_service(environ: Mapping[str, str], connection: str = CONNECTION) -> Bl
 def blob_store(environ: Mapping[str, str], container: str, connection: str = CONNECTION) -> BlobStore:
     """The container's store, from app settings; sends nothing. SettingsError when none are set."""
     return BlobStore(blob_service(environ, connection).get_container_client(container))
+
+
+def read_blob_url(url: str, environ: Mapping[str, str], connection: str = CONNECTION) -> bytes:
+    """The blob behind a URL: with its SAS token, with the app's own account, or with the app's identity.
+
+    SettingsError when the URL names no blob. The query, which may be a SAS token, is never shown.
+    """
+    from azure.storage.blob import BlobClient
+
+    bare, _, token = url.partition("?")
+    try:
+        there = BlobClient.from_blob_url(bare)
+    except ValueError:
+        there = None
+    if there is None or not there.blob_name:
+        raise SettingsError(
+            f"'{bare}' names no blob; expected https://ACCOUNT.blob.core.windows.net/CONTAINER/BLOB"
+        )
+    if not token and environ.get(connection):
+        ours = blob_service(environ, connection)
+        if (there.primary_hostname, there.account_name) == (ours.primary_hostname, ours.account_name):
+            return BlobStore(ours.get_container_client(there.container_name)).read(there.blob_name).data
+    access = None if token else credential(environ, connection)
+    with translated(f"read blob '{bare}'"):
+        return BlobClient.from_blob_url(url, credential=access, **_options()).download_blob().readall()
+
+
+def read_blob_url(url: str, environ: Mapping[str, str], connection: str = CONNECTION) -> bytes:
+    """The blob behind an address: by its SAS token, by our connection if it is our account, else by identity.
+
+    Errors never show the address' query, where a SAS token stands.
+    """
+    from azure.storage.blob import BlobClient
+
+    shown = url.partition("?")[0]
+    try:
+        blob = BlobClient.from_blob_url(
+            url, credential=_credential_for(url, environ, connection), **_options()
+        )
+    except ValueError as error:
+        raise SettingsError(f"'{shown}' is not the address of a blob") from error
+    with translated(f"read blob '{shown}'"):
+        return blob.download_blob().readall()
+
+
+def _credential_for(url: str, environ: Mapping[str, str], connection: str) -> Any:
+    if "sig=" in url.partition("?")[2]:
+        return None
+    if environ.get(connection):
+        service = blob_service(environ, connection)
+        if url.startswith(service.url.rstrip("/") + "/"):
+            return service.credential
+    return credential(environ, connection)
 
 
 def _options() -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The limits an operator may set for etcd backups of one cluster; pure values with defaults.
 
-Every field is a key under `etcdBackup` in kubekeeper.yaml (camelCase). Durations are strings (`6h`), parsed by
-`shared.model.duration`.
+Every field is a key under `etcdBackup` in kubekeeper.yaml (camelCase). Durations are strings (`6h`), parsed
+by `shared.model.duration`.
 """
 
 from __future__ import annotations
@@ -12,21 +12,33 @@ import msgspec
 
 from shared.model.duration import PATTERN
 
-Duration = Annotated[str, msgspec.Meta(pattern=PATTERN, min_length=2, examples=["10m", "6h"])]
+Duration = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=PATTERN,
+        min_length=2,
+        description="a duration, such as 90s, 10m, 6h or 1h30m",
+        examples=["10m", "6h"],
+    ),
+]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Retention(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
-    """How many backups to keep: the newest of each of the last N hours, days, ISO weeks and months that have one."""
+    """How many backups to keep: the newest of each of the last N hours, days, weeks, months that have one."""
 
     hourly: Count = 24
+    """Hours that keep their newest backup."""
     daily: Count = 7
+    """Days (UTC) that keep their newest backup."""
     weekly: Count = 5
+    """ISO weeks that keep their newest backup."""
     monthly: Count = 12
+    """Months that keep their newest backup."""
 
 
 class Encryption(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
-    """AES-256-GCM with a data key per backup, wrapped by exactly one of the two keys. Losing it loses the backups."""
+    """AES-256-GCM, a data key per backup, wrapped by exactly one of two keys. Losing it loses the backups."""
 
     key_vault_key: str | None = None
     """Key identifier, `https://VAULT.vault.azure.net/keys/NAME/VERSION`."""
@@ -38,6 +50,7 @@ class EtcdBackupPolicy(msgspec.Struct, frozen=True, kw_only=True, rename="camel"
     """What an operator decides about backups of one cluster."""
 
     enabled: bool = True
+    """`false` stops scheduled backups and drills; operations sent by hand still run."""
     schedule: str = "0 * * * *"
     """Cron, five fields, UTC: when a backup is due."""
     objective: Duration = "2h"
@@ -55,5 +68,8 @@ class EtcdBackupPolicy(msgspec.Struct, frozen=True, kw_only=True, rename="camel"
     drill_schedule: str | None = None
     """Cron, five fields, UTC: when to restore the newest backup into a throw-away etcd; none by default."""
     container: str = "etcd-backups"
+    """Blob container, in the function app's storage account, that holds the backups."""
     retention: Retention = Retention()
+    """How many backups to keep."""
     encryption: Encryption | None = None
+    """Encrypt backups before they leave the app; off by default (Azure encrypts at rest with keys)."""

@@ -1,0 +1,1 @@
+"""The command line, `keeper`: typer commands over the same package that runs in Azure."""
