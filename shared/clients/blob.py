@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from shared.clients.storage import CONNECTION, RETRIES, TIMEOUTS, connect, credential, translated
-from shared.errors import ApiError, ConflictError, NotFoundError, SettingsError, SettingsError
+from shared.errors import ApiError, ConflictError, NotFoundError, SettingsError
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobClient, BlobServiceClient, ContainerClient
@@ -284,34 +284,6 @@ def read_blob_url(url: str, environ: Mapping[str, str], connection: str = CONNEC
     access = None if token else credential(environ, connection)
     with translated(f"read blob '{bare}'"):
         return BlobClient.from_blob_url(url, credential=access, **_options()).download_blob().readall()
-
-
-def read_blob_url(url: str, environ: Mapping[str, str], connection: str = CONNECTION) -> bytes:
-    """The blob behind an address: by its SAS token, by our connection if it is our account, else by identity.
-
-    Errors never show the address' query, where a SAS token stands.
-    """
-    from azure.storage.blob import BlobClient
-
-    shown = url.partition("?")[0]
-    try:
-        blob = BlobClient.from_blob_url(
-            url, credential=_credential_for(url, environ, connection), **_options()
-        )
-    except ValueError as error:
-        raise SettingsError(f"'{shown}' is not the address of a blob") from error
-    with translated(f"read blob '{shown}'"):
-        return blob.download_blob().readall()
-
-
-def _credential_for(url: str, environ: Mapping[str, str], connection: str) -> Any:
-    if "sig=" in url.partition("?")[2]:
-        return None
-    if environ.get(connection):
-        service = blob_service(environ, connection)
-        if url.startswith(service.url.rstrip("/") + "/"):
-            return service.credential
-    return credential(environ, connection)
 
 
 def _options() -> dict[str, Any]:
