@@ -41,7 +41,6 @@ T_co = TypeVar("T_co", covariant=True)
 DEFAULT_TIMEOUT = timedelta(seconds=5)
 DEFRAGMENT_TIMEOUT = timedelta(minutes=10)
 HASH_TIMEOUT = timedelta(minutes=2)
-_AUTHENTICATE_TIMEOUT = timedelta(seconds=5)
 _BULK_TIMEOUT = timedelta(seconds=60)
 _TOKEN_PAUSES = (0.0, 0.2, 1.0)  # seconds before asking again with a new token
 _TRAILER_BYTES = 32  # the sha256 of all database bytes, etcd's last message
@@ -61,7 +60,6 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 _STREAM_OPTIONS: tuple[tuple[str, int], ...] = (
     *_CHANNEL_OPTIONS,
     ("SingleThreadedUnaryStream", 1),  # grpc.experimental.ChannelOptions: no thread switch per message
-    ("grpc.http2.lookahead_bytes", 4 << 20),
 )
 
 _ETCD_ERRORS: tuple[tuple[str, type[ApiError], str, str], ...] = (
@@ -152,6 +150,8 @@ class EtcdClient:
         *,
         timeout: timedelta = DEFAULT_TIMEOUT,
     ) -> None:
+        # gRPC writes its own view of failed handshakes to stderr; what matters is in the errors raised here.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         self.endpoints = connection.endpoints
         self._timeout = timeout
         self._targets = {
@@ -385,10 +385,12 @@ class EtcdClient:
             token = self._tokens[endpoint] = self._authenticate(endpoint)
         return (("token", token),) if token else ()
 
-    def forget_token(self, endpoint: str) -> bool:
-        """After a refused token; whether asking again can help."""
+    def can_retry(self, endpoint: str, error: Any) -> bool:
+        """Whether the error is a refused token, which the next call will replace."""
+        if not self._user or not _is_token_refused(error):
+            return False
         self._tokens.pop(endpoint, None)
-        return bool(self._user)
+        return True
 
     def _authenticate(self, endpoint: str) -> str:
         """A token, from the member itself (it surely knows its own) or, for a learner, from another.
@@ -404,11 +406,11 @@ class EtcdClient:
         for url in (endpoint, *(e for e in self.endpoints if e != endpoint)):
             call = _unary(self.channel(url), "Auth/Authenticate", pb.AuthenticateResponse)
             try:
-                response = call(request, timeout=_AUTHENTICATE_TIMEOUT.total_seconds())
+                response = call(request, timeout=self._timeout.total_seconds())
             except grpc.RpcError as error:
                 if "authentication is not enabled" in (error.details() or ""):
                     return ""
-                failure = self.translate(url, error, _AUTHENTICATE_TIMEOUT)
+                failure = self.translate(url, error, self._timeout)
                 if isinstance(failure, ForbiddenError):
                     break
             else:
@@ -425,10 +427,8 @@ class EtcdClient:
         for text, kind, reason, advice in _ETCD_ERRORS:
             if text in details:
                 return kind(f"{where}: {advice}", code=reason)
-        if (
-            code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
-            and "etcdserver:" not in details
-        ):
+        unreachable = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+        if code in unreachable and "etcdserver:" not in details:
             finding = self._diagnose(endpoint)
             if finding:
                 return UnavailableError(f"{where}: {finding.message}", code=finding.code)
@@ -444,7 +444,7 @@ class EtcdClient:
     def _diagnose(self, endpoint: str) -> etcd_diagnosis.Finding | None:
         target = self._targets[endpoint]
         tls = etcd_diagnosis.TlsMaterial(
-            ca=self._ca, certificate=self._certificate, server_name=self._server_name
+            ca=self._ca, certificate=self._certificate, key=self._key, server_name=self._server_name
         )
         now = etcd_diagnosis.utc_now()
         return etcd_diagnosis.diagnose(target.host, target.port, is_tls=target.is_tls, tls=tls, now=now)
@@ -472,11 +472,7 @@ class _Call(Generic[T]):
             try:
                 return self._ask.convert(self._future.result())
             except grpc.RpcError as error:
-                if (
-                    pause is None
-                    or not _is_token_refused(error)
-                    or not self._client.forget_token(self._endpoint)
-                ):
+                if pause is None or not self._client.can_retry(self._endpoint, error):
                     raise self._client.translate(self._endpoint, error, self._ask.timeout) from error
                 time.sleep(pause)
                 self._future = self._send()
@@ -512,6 +508,7 @@ class SnapshotStream:
         self._done = threading.Event()
         self._started = time.monotonic()
         self._ended: float | None = None
+        self._is_trailer_seen = False
         self._call: Any = None
         self._messages = self._read()
 
@@ -585,8 +582,8 @@ class SnapshotStream:
                 if self._is_stalled:
                     text = f"no progress for {format_duration(self._stall_timeout)}"
                     raise self._failure("Stalled", text) from error
-                is_refused = self.received_bytes == 0 and _is_token_refused(error)
-                if pause is None or not is_refused or not self._client.forget_token(self.endpoint):
+                is_first = self.received_bytes == 0
+                if pause is None or not is_first or not self._client.can_retry(self.endpoint, error):
                     raise self._broken(error) from error
                 time.sleep(pause)
                 self._open()
@@ -602,18 +599,16 @@ class SnapshotStream:
             text = f"{before} bytes were to come, {size} came, {message.remaining_bytes} are said to remain"
             raise self._failure("Inconsistent", text)
         if is_trailer:
-            self._trailer_seen = True
+            self._is_trailer_seen = True
         self.remaining_bytes = message.remaining_bytes
         self.received_bytes += size
         self.storage_version = message.version or self.storage_version
-
-    _trailer_seen = False
 
     def _missing(self) -> int:
         """Bytes that should still have come; the trailer counts."""
         if self.remaining_bytes is None:
             return _TRAILER_BYTES
-        return self.remaining_bytes + (0 if self._trailer_seen else _TRAILER_BYTES)
+        return self.remaining_bytes + (0 if self._is_trailer_seen else _TRAILER_BYTES)
 
     def _broken(self, error: Any) -> ApiError:
         import grpc
@@ -628,9 +623,7 @@ class SnapshotStream:
         where = f"after {self.received_bytes} bytes"
         if self.remaining_bytes is not None:
             where += f" with {self._missing()} still to come"
-        message = (
-            f"etcd {self.endpoint}: snapshot: {what}, {where}; it will be taken again from another member"
-        )
+        message = f"etcd {self.endpoint}: snapshot: {what}, {where}; try another member, look at etcd's log"
         return UnavailableError(message, code=code)
 
     def _watch(self) -> None:

@@ -2,13 +2,18 @@
 
 gRPC reports almost every connection problem as `UNAVAILABLE: failed to connect to all addresses`. After
 such a failure the client asks this module, which repeats the connection by hand: name, TCP, TLS without and
-with verification. It only looks: no request reaches etcd, no key leaves the process.
+with verification. It only looks: no request reaches etcd, and the client's key is used for nothing but the
+handshake.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -16,12 +21,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cryptography import x509
 
-_TIMEOUT_SECONDS = 3.0
+_TIMEOUT_SECONDS = 2.0
 
 # OpenSSL's X509_V_ERR_* numbers, as ssl.SSLCertVerificationError.verify_code carries them.
 _NOT_YET_VALID, _EXPIRED = 9, 10
 _UNKNOWN_AUTHORITY = frozenset({2, 18, 19, 20, 21})
 _HOSTNAME_MISMATCH = frozenset({62, 64})
+
+_NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_EOF_WHILE_READING"})
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class TlsMaterial:
 
     ca: bytes | None
     certificate: bytes | None
+    key: bytes | None
     server_name: str | None
 
     def __repr__(self) -> str:
@@ -100,9 +108,12 @@ def _validity(certificate: x509.Certificate, whose: str, remedy: str, now: datet
 def _diagnose_plain(host: str, port: int) -> Finding | None:
     try:
         _handshake(host, port, _unverified(), None)
+    except ssl.SSLError as error:
+        if "ALERT" not in str(error.reason):  # an alert is TLS too: it demands a client certificate
+            return None
     except TimeoutError:
         raise
-    except (ssl.SSLError, OSError):
+    except OSError:
         return None
     return Finding("NeedsTls", "the member speaks TLS; write the endpoint as https:// and set etcd.tls")
 
@@ -110,18 +121,24 @@ def _diagnose_plain(host: str, port: int) -> Finding | None:
 def _diagnose_tls(host: str, port: int, tls: TlsMaterial, now: datetime) -> Finding | None:
     from cryptography import x509
 
+    server: x509.Certificate | None = None
     try:
-        der = _handshake(host, port, _unverified(), tls.server_name)
+        server = x509.load_der_x509_certificate(_handshake(host, port, _unverified(tls), tls.server_name))
+    except _PairError:
+        return Finding(
+            "BadCertificate", "etcd.tls.certificate and etcd.tls.key do not belong together; replace both"
+        )
     except ssl.SSLError as error:
-        if error.reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_EOF_WHILE_READING"}:
+        if error.reason in _NO_TLS:
             return Finding("NotTls", "the member does not speak TLS; write the endpoint as http://")
-        return Finding("TlsFailed", f"the TLS handshake fails ({error.reason}); check etcd's TLS settings")
-    server = x509.load_der_x509_certificate(der)
-    finding = _validity(server, "server", "renew it on the member", now)
-    return finding or _verify(host, port, tls, server) or _client_certificate(host, port, tls, now)
+        # Otherwise the member refuses us, and TLS 1.2 then hides its certificate.
+    finding = _validity(server, "server", "renew it on the member", now) if server else None
+    if finding:
+        return finding
+    return _verify(host, port, tls, server) or _client_certificate(host, port, tls, now)
 
 
-def _verify(host: str, port: int, tls: TlsMaterial, server: x509.Certificate) -> Finding | None:
+def _verify(host: str, port: int, tls: TlsMaterial, server: x509.Certificate | None) -> Finding | None:
     """What Python's own verification says against the configured CA and the expected name."""
     try:
         context = ssl.create_default_context(cadata=tls.ca.decode() if tls.ca else None)
@@ -134,27 +151,28 @@ def _verify(host: str, port: int, tls: TlsMaterial, server: x509.Certificate) ->
         _handshake(host, port, context, tls.server_name or host)
     except ssl.SSLCertVerificationError as error:
         return _verification(error, tls.server_name or host, server)
-    except ssl.SSLError as error:
-        return Finding("TlsFailed", f"the TLS handshake fails ({error.reason}); check etcd's TLS settings")
+    except ssl.SSLError:
+        return None  # the server passed, so it is our side that was refused
     return None
 
 
-def _verification(error: ssl.SSLCertVerificationError, name: str, server: x509.Certificate) -> Finding:
+def _verification(error: ssl.SSLCertVerificationError, name: str, server: x509.Certificate | None) -> Finding:
     if error.verify_code in _HOSTNAME_MISMATCH:
+        names = f"is for {', '.join(_names(server)) or 'no name'}, not" if server else "is not"
         return Finding(
             "HostnameMismatch",
-            f"the server certificate is for {', '.join(_names(server)) or 'no name'}, not for '{name}'; "
-            "correct the endpoint or set etcd.tls.serverName",
+            f"the server certificate {names} for '{name}'; correct the endpoint or set etcd.tls.serverName",
         )
     if error.verify_code in _UNKNOWN_AUTHORITY:
-        issuer = server.issuer.rfc4514_string() or "unnamed"
+        issuer = f" ({server.issuer.rfc4514_string() or 'unnamed'})" if server else ""
         return Finding(
             "UnknownAuthority",
-            f"the server certificate is signed by an unknown authority ({issuer}); "
+            f"the server certificate is signed by an unknown authority{issuer}; "
             "set etcd.tls.ca to the CA that signed etcd's certificates",
         )
     if error.verify_code in {_EXPIRED, _NOT_YET_VALID}:
-        return Finding("CertificateExpired", "a CA certificate is out of its validity; renew etcd.tls.ca")
+        whose = "a CA certificate (etcd.tls.ca)" if server else "the server certificate or its CA's"
+        return Finding("CertificateExpired", f"{whose} is out of its validity; renew it")
     return Finding(
         "CertificateRefused", f"the server certificate is refused: {error.verify_message}; replace it"
     )
@@ -166,7 +184,7 @@ def _client_certificate(host: str, port: int, tls: TlsMaterial, now: datetime) -
         finding = certificate_finding(tls.certificate, "client", "renew etcd.tls.certificate", now)
         if finding:
             return finding
-    if not _demands_certificate(host, port, tls.server_name):
+    if _is_accepted(host, port, tls):
         return None
     if not tls.certificate:
         return Finding(
@@ -179,23 +197,22 @@ def _client_certificate(host: str, port: int, tls: TlsMaterial, now: datetime) -
     )
 
 
-def _demands_certificate(host: str, port: int, server_name: str | None) -> bool:
-    """In TLS 1.3 the refusal of a missing client certificate arrives after the handshake, at the first
+def _is_accepted(host: str, port: int, tls: TlsMaterial) -> bool:
+    """Whether the member talks on. In TLS 1.3 it refuses a client only after the handshake, at the first
     read.
     """
     try:
         with (
             socket.create_connection((host, port), timeout=_TIMEOUT_SECONDS) as raw,
-            _unverified().wrap_socket(raw, server_hostname=server_name) as connection,
+            _unverified(tls).wrap_socket(raw, server_hostname=tls.server_name) as connection,
         ):
             connection.settimeout(1.0)
-            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
             connection.recv(1)
     except TimeoutError:
-        return False
-    except (ssl.SSLError, OSError):
         return True
-    return False
+    except OSError:
+        return False
+    return True
 
 
 def _handshake(host: str, port: int, context: ssl.SSLContext, server_name: str | None) -> bytes:
@@ -207,12 +224,41 @@ def _handshake(host: str, port: int, context: ssl.SSLContext, server_name: str |
         return connection.getpeercert(binary_form=True) or b""
 
 
-def _unverified() -> ssl.SSLContext:
+def _unverified(tls: TlsMaterial | None = None) -> ssl.SSLContext:
     """For looking at a certificate that verification would refuse; nothing is sent over it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
+    if tls and tls.certificate and tls.key:
+        with _file_of(tls.certificate + b"\n" + tls.key) as path:
+            try:
+                context.load_cert_chain(path)
+            except ssl.SSLError as error:
+                raise _PairError from error
     return context
+
+
+class _PairError(Exception):
+    """Certificate and key cannot be used together."""
+
+
+@contextmanager
+def _file_of(secret: bytes) -> Iterator[str]:
+    """A path to the bytes, for the one function of `ssl` that takes only paths; in memory where the system
+    can.
+    """
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("kubekeeper")
+        try:
+            os.write(descriptor, secret)
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+        return
+    with tempfile.NamedTemporaryFile() as file:  # readable by this user alone
+        file.write(secret)
+        file.flush()
+        yield file.name
 
 
 def _names(certificate: x509.Certificate) -> list[str]:

@@ -1,0 +1,223 @@
+"""The etcd client against real etcd: reading, writing, authentication and snapshots that go right."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import urllib.request
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from sandbox.etcd import EtcdCluster
+from shared.clients.etcd import EtcdClient, prefix_end
+from shared.errors import ApiError, SettingsError
+from shared.settings import EtcdConnection
+
+pytestmark = pytest.mark.etcd
+
+SECOND = timedelta(seconds=1)
+
+
+@pytest.fixture(scope="module")
+def secured() -> Iterator[EtcdCluster]:
+    """Three members and a learner with mTLS and authentication, holding some data."""
+    with EtcdCluster.start(members=3, tls=True, auth=True) as cluster:
+        cluster.seed(2_000_000)
+        cluster.add_learner()
+        yield cluster
+
+
+@pytest.fixture
+def single() -> Iterator[EtcdCluster]:
+    with EtcdCluster.start() as cluster:
+        yield cluster
+
+
+def take(client: EtcdClient, endpoint: str) -> bytes:
+    return b"".join(client.snapshot(endpoint, stall_timeout=10 * SECOND, total_timeout=60 * SECOND))
+
+
+def test_every_member_serves_a_snapshot_that_its_own_digest_proves(secured: EtcdCluster) -> None:
+    client = secured.client()
+    for endpoint in secured.endpoints:
+        data = take(client, endpoint)
+        assert len(data) % 512 == 32
+        assert hashlib.sha256(data[:-32]).digest() == data[-32:]
+        assert len(data) - 32 <= client.status(endpoint).db_size
+
+
+def test_a_snapshot_is_what_etcdctl_saves(single: EtcdCluster) -> None:
+    single.seed(1_000_000)
+    client = single.client()
+    client.compact(client.status(single.endpoints[0]).revision)
+    time.sleep(0.3)  # etcd writes its buffer out every 100 ms; then the file stands still
+    single.etcdctl("snapshot", "save", str(single.root / "theirs.db"))
+    assert take(client, single.endpoints[0]) == (single.root / "theirs.db").read_bytes()
+
+
+def test_the_stream_counts_what_it_received(single: EtcdCluster) -> None:
+    client = single.client()
+    stream = client.snapshot(single.endpoints[0], stall_timeout=SECOND, total_timeout=SECOND)
+    size = sum(map(len, stream))
+    assert (stream.received_bytes, stream.remaining_bytes) == (size, 0)
+    assert timedelta(0) < stream.held < SECOND
+
+
+def test_closing_early_makes_the_member_let_go(single: EtcdCluster) -> None:
+    single.seed(20_000_000)
+    client = single.client()
+    with client.snapshot(single.endpoints[0], stall_timeout=SECOND, total_timeout=60 * SECOND) as stream:
+        next(stream)
+        assert _handled_snapshots(single) == 0
+    deadline = time.monotonic() + 5
+    while _handled_snapshots(single) == 0 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _handled_snapshots(single) == 1
+
+
+def _handled_snapshots(cluster: EtcdCluster) -> int:
+    """How many Snapshot calls etcd says it has ended, however they ended."""
+    with urllib.request.urlopen(f"{cluster.endpoints[0]}/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    found = [li for li in lines if li.startswith("grpc_server_handled_total") and '"Snapshot"' in li]
+    return sum(int(float(line.rsplit(" ", 1)[1])) for line in found)
+
+
+def test_status_tells_members_apart(secured: EtcdCluster) -> None:
+    client = secured.client()
+    statuses = [client.status(endpoint) for endpoint in secured.endpoints]
+    assert {s.member_id for s in statuses} == {m.id for m in client.members()}
+    assert [s.is_learner for s in statuses] == [False, False, False, True]
+    assert sum(s.is_leader for s in statuses) == 1
+    assert len({s.cluster_id for s in statuses}) == 1
+    assert all(s.db_size >= s.db_size_in_use > 1_000_000 for s in statuses)
+
+
+def test_voters_agree_on_hash_kv_and_a_learner_refuses_it(secured: EtcdCluster) -> None:
+    client = secured.client()
+    revision = client.put(b"/marker", b"1")
+    time.sleep(0.2)  # the slowest voter must have applied it
+    pending = [client.hash_kv_begin(endpoint, revision) for endpoint in secured.endpoints]
+    answers = [p.result() for p in pending[:3]]
+    assert len({(a.hash, a.revision, a.compact_revision) for a in answers}) == 1
+    assert {a.compact_revision for a in answers} == {0}
+    with pytest.raises(ApiError, match="a learner does not serve this call") as caught:
+        pending[3].result()
+    assert caught.value.code == "NotOnLearner"
+
+
+def test_hash_kv_names_compacted_and_future_revisions(single: EtcdCluster) -> None:
+    client, endpoint = single.client(), single.endpoints[0]
+    for number in range(10):
+        client.put(b"/key", b"%d" % number)
+    client.compact(8)
+    with pytest.raises(ApiError) as compacted:
+        client.hash_kv(endpoint, 5)
+    with pytest.raises(ApiError) as future:
+        client.hash_kv(endpoint, 1000)
+    assert (compacted.value.code, future.value.code) == ("Compacted", "FutureRevision")
+    assert client.hash_kv(endpoint, 9).compact_revision == 8
+
+
+def test_keys_are_written_read_and_deleted(single: EtcdCluster) -> None:
+    client = single.client()
+    lease = client.grant_lease(timedelta(minutes=5))
+    first = client.put(b"/a/1", b"one")
+    client.put_all_begin([(b"/a/2", b"two"), (b"/a/3", b"three")], lease=lease).result()
+    assert client.create(b"/a/4", b"four")
+    assert not client.create(b"/a/4", b"again")
+    found = client.range(b"/a/", prefix_end(b"/a/"), limit=3)
+    assert [kv.value for kv in found.kvs] == [b"one", b"two", b"three"]
+    assert (found.count, found.more, found.revision) == (4, True, first + 2)
+    assert [kv.lease for kv in found.kvs] == [0, lease, lease]
+    assert client.delete(b"/a/", prefix_end(b"/a/")) == 4
+    assert client.get(b"/a/1") is None
+    old = client.range(b"/a/1", revision=first)
+    assert old.kvs[0].value == b"one"
+
+
+def test_the_end_of_a_prefix_is_the_next_string_of_its_length() -> None:
+    assert prefix_end(b"/registry/") == b"/registry0"
+    assert prefix_end(b"a\xff") == b"b"
+    assert prefix_end(b"\xff") == b"\0"
+    assert prefix_end(b"") == b"\0"
+
+
+def test_a_dead_first_endpoint_does_not_hide_the_others() -> None:
+    with EtcdCluster.start(members=3) as cluster:
+        client = cluster.client(timeout=2 * SECOND)
+        cluster.kill(0)
+        assert len(client.members()) == 3
+        cluster.wait_ready()
+        client.put(b"/key", b"value")
+        with pytest.raises(ApiError, match="connection refused"):
+            client.status(cluster.endpoints[0])
+        cluster.restart(0)
+        assert client.status(cluster.endpoints[0]).member_id
+
+
+def test_a_new_token_is_fetched_when_the_old_one_is_forgotten() -> None:
+    with EtcdCluster.start(auth=True) as cluster:
+        client, endpoint = cluster.client(), cluster.endpoints[0]
+        client.put(b"/key", b"value")
+        cluster.kill(0)
+        cluster.restart(0)  # simple tokens live in etcd's memory
+        assert client.get(b"/key") is not None
+        cluster.kill(0)
+        cluster.restart(0)
+        assert len(take(client, endpoint)) > 32
+
+
+def test_a_password_is_not_needed_where_authentication_is_off(single: EtcdCluster) -> None:
+    connection = EtcdConnection(endpoints=single.endpoints, user="root", password="setting:PASSWORD")
+    with EtcdClient(connection, {"PASSWORD": "any"}) as client:
+        assert client.put(b"/key", b"value") == 2
+
+
+def test_nospace_is_seen_in_the_status_and_refuses_writes() -> None:
+    with EtcdCluster.start(quota_bytes=8 << 20) as cluster:
+        cluster.fill_quota()
+        client, endpoint = cluster.client(), cluster.endpoints[0]
+        status = client.status(endpoint)
+        assert [a.alarm for a in status.alarms()] == ["NOSPACE"]
+        assert status.alarms() == client.alarms()
+        with pytest.raises(ApiError) as caught:
+            client.put(b"/key", b"value")
+        assert caught.value.code == "NoSpace"
+        assert len(take(client, endpoint)) > 1 << 20
+
+
+def test_defragment_shrinks_the_file_and_the_leader_can_be_moved() -> None:
+    with EtcdCluster.start(members=3) as cluster:
+        client = cluster.client()
+        cluster.seed(4_000_000)
+        client.delete(b"\0", b"\0")
+        client.compact(client.status(cluster.endpoints[0]).revision)
+        follower, leader = cluster.followers()[0], cluster.leader()
+        before = client.status(cluster.endpoints[follower])
+        client.defragment(cluster.endpoints[follower])
+        after = client.status(cluster.endpoints[follower])
+        assert after.db_size < before.db_size / 4
+        client.move_leader(cluster.endpoints[leader], after.member_id)
+        cluster.wait_ready()
+        assert cluster.leader() == follower
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "message"),
+    [
+        ("10.0.0.4:2379", "is not a URL; write it like https://10.0.0.4:2379"),
+        ("tcp://10.0.0.4:2379", "is not a URL"),
+        ("https://10.0.0.4:http", "has no valid port"),
+    ],
+)
+def test_an_endpoint_that_cannot_be_one_is_refused_at_once(endpoint: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        EtcdClient(EtcdConnection(endpoints=(endpoint,)), {})
+
+
+def test_an_unknown_endpoint_is_not_contacted(single: EtcdCluster) -> None:
+    with pytest.raises(SettingsError, match="is not a configured etcd endpoint"):
+        single.client().status("http://127.0.0.1:1")
