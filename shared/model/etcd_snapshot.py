@@ -1,0 +1,721 @@
+"""An etcd snapshot proven in one pass: bytes, page graph, revision, and the hashes etcd itself would compute.
+
+`SnapshotScan` takes the file in order, in any chunking; `read_revisions` and `newest_rows` answer what can be
+known from a few pages of an `Image`. Called by `verify`, `restore` and the drill. Nothing here judges:
+`SnapshotReport` lists what is wrong, with places.
+
+Which pages belong to the tree is known only at the end, because free pages keep stale content. So every page
+that carries its own number is taken as a candidate, its CRC32C contribution is computed as it passes by, and
+those of the pages the tree reaches are combined in tree order: CRCs are linear, the CRC of A+B is that of A,
+shifted by the length of B, xor that of B. Memory: some 40 bytes for each leaf and 5 for each page.
+
+What etcd does is in server/storage/mvcc (kvstore.go: restore, hash.go) and etcdutl/snapshot, etcd 3.4 to 3.6.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import struct
+import sys
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+from shared.errors import IntegrityError
+from shared.model import bolt
+from shared.model.backup import Revisions
+
+TRAILER_BYTES = 32
+KEY_BUCKET, META_BUCKET = b"key", b"meta"
+FINISHED, SCHEDULED = b"finishedCompactRev", b"scheduledCompactRev"
+WINDOW_BYTES = 1024 * 1024
+"""Bytes looked at together; more only while a page with overflow is incomplete."""
+MOST_OVERFLOW_BYTES = 48 * 1024 * 1024
+"""A page longer than this is refused: etcd advises at most 10 MiB a request; a leaf holds two or three."""
+MOST_PROBLEMS = 20
+MOST_NEWEST_ROWS = 1_000_000
+"""Keys written since the last compaction that fit into memory, at some 170 bytes each."""
+_MOST_BUCKET_BYTES = 16 * 1024 * 1024  # root pages, stale ones too, kept until the true one is known
+_MOST_OVERLAP = 4  # stale pages overlap live ones, but a crafted file must not make a scan take for ever
+_MOST_LEVELS = 64
+_ROW_KEY_BYTES = 17  # main revision, "_", sub revision; a tombstone's has a "t" behind it
+
+_LEAF = struct.Struct("<IIHHQIII")
+"""crc, bytes, rows, overflow pages; main and sub revision of the first row; of the last row the distance from
+that main revision, and its sub revision."""
+_SEGMENT = struct.Struct("<IIQ")
+"""crc and bytes of consecutive rows, and the compact revision from which HashKV leaves them out (0: never)."""
+_ROW_KEY = struct.Struct(">QcQ")
+_ONES = 0xFFFFFFFF
+_ZEROS = bytes(64 * 1024)
+
+Header = tuple[int, int, int, int]  # page, flags, elements, overflow
+RowSink = Callable[[int, list[bytes], list[bytes], tuple[int, ...]], None]
+"""Told each leaf with rows of bucket `key`: page number, row keys, etcd keys, bytes of the values."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a snapshot, and where."""
+
+    place: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}"
+
+
+@dataclass(frozen=True)
+class NewestRows:
+    """For each etcd key written after revision `after`: its newest row. Keyed by xxh3_64 of the etcd key.
+
+    What HashKV must know to leave out rows that are superseded but not compacted away yet.
+    """
+
+    after: int
+    rows: dict[int, int]
+
+
+def read_revisions(image: bolt.Image) -> Revisions:
+    """Revision and compaction state from a handful of pages: the tree's right-most path, and bucket `meta`."""
+    database = bolt.Database(image)
+    buckets = database.buckets()
+    if KEY_BUCKET not in buckets or META_BUCKET not in buckets:
+        raise bolt.damaged("the root bucket", "bucket 'key' or 'meta' is missing; this is no etcd database")
+    last = buckets[KEY_BUCKET].last()
+    marks = dict(buckets[META_BUCKET].items())
+    return _revisions(row_revision(last[0])[0] if last else 0, marks)
+
+
+def newest_rows(image: bolt.Image, after: int, most: int = MOST_NEWEST_ROWS) -> NewestRows | None:
+    """The newest row of every key written after revision `after`, which should be the finished compaction's.
+
+    Reads the leaves of those rows only. None when there are more than `most` keys.
+    """
+    import xxhash
+
+    rows: dict[int, int] = {}
+    start = _ROW_KEY.pack(after + 1, b"_", 0)
+    for key, value in bolt.Database(image).bucket(KEY_BUCKET).items(start):
+        rows[xxhash.xxh3_64_intdigest(etcd_key(value, f"row {key.hex()}"))] = pack_row(key)
+        if len(rows) > most:
+            return None
+    return NewestRows(after, rows)
+
+
+def row_revision(key: bytes) -> tuple[int, int, bool]:
+    """(main, sub, is tombstone) of a row key of bucket `key`; IntegrityError if it is none."""
+    if len(key) not in (17, 18) or key[8:9] != b"_" or (len(key) == 18 and key[17:] != b"t"):
+        raise bolt.damaged(f"row {key[:32].hex()}", "its key is not a revision")
+    main, _, sub = _ROW_KEY.unpack_from(key)
+    return main, sub, len(key) > _ROW_KEY_BYTES
+
+
+def pack_row(key: bytes) -> int:
+    """A row key as one integer that orders as the rows do."""
+    main, sub, is_tombstone = row_revision(key)
+    return main << 65 | sub << 1 | is_tombstone
+
+
+def etcd_key(value: bytes, place: str) -> bytes:
+    """The etcd key in a row's value (field 1 of mvccpb.KeyValue, always written first)."""
+    length = start = 0
+    if value[:1] == b"\x0a":
+        for start in range(2, min(len(value), 6) + 1):
+            length |= (value[start - 1] & 0x7F) << 7 * (start - 2)
+            if value[start - 1] < 0x80:
+                if start + length <= len(value):
+                    return value[start : start + length]
+                break
+    raise bolt.damaged(place, "its value is not an etcd key-value")
+
+
+@dataclass
+class SnapshotReport:
+    """What one pass over a snapshot has shown. `problems` is empty for a sound one.
+
+    `status_hash` and `total_rows` are what `etcdutl snapshot status` of etcd 3.5 prints as hash and totalKey;
+    `revisions.last_row_revision` is what it prints as revision.
+    """
+
+    size_bytes: int
+    page_size: int
+    page_count: int
+    sha256: str
+    trailer_matches: bool
+    problems: list[Problem]
+    revisions: Revisions
+    status_hash: int
+    total_rows: int
+    bucket_rows: dict[str, int]
+    reached_pages: int
+    _pages: _Pages = field(repr=False)
+    _key_leaves: array[int] = field(repr=False)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def is_reached(self, pgid: int) -> bool:
+        """Whether the tree reaches page `pgid` as a page of its own (not as another's overflow)."""
+        return self._pages.reached[pgid] == _HEAD
+
+    def hash_kv(self, compact_revision: int) -> int | None:
+        """HashKV at this file's revision, as a member with that compact revision computes it.
+
+        None when this pass cannot know: the member's compact revision is below the file's (it lags: ask
+        again), or rows are superseded and the pass was made without `NewestRows`.
+        """
+        pages, finished = self._pages, self.revisions.compact_revision
+        newest, drops = pages.newest, compact_revision > 0
+        if compact_revision < finished or (drops and (newest is None or newest.after > finished)):
+            return None
+        drops = drops and any(pages.has_kept_rows(slot) for slot in self._key_leaves)
+        crc = pages.extend(0, KEY_BUCKET)
+        for slot in self._key_leaves:
+            if drops and slot in pages.segments:
+                for part, length, dropped_from in _SEGMENT.iter_unpack(pages.segments[slot]):
+                    if not 0 < dropped_from <= compact_revision:
+                        crc = pages.combine(crc, part, length)
+            else:
+                part, length, *_ = _LEAF.unpack_from(pages.leaves, slot * _LEAF.size)
+                crc = pages.combine(crc, part, length)
+        return crc
+
+
+class SnapshotScan:
+    """Feed the file in order, etcd's trailer included, then `finish`; damage is reported, not raised.
+
+    `newest` makes HashKV exact where rows are superseded but not compacted, as in any Kubernetes cluster.
+    `on_rows` is told every leaf, stale ones too: ask the report's `is_reached` afterwards.
+    """
+
+    def __init__(self, *, newest: NewestRows | None = None, on_rows: RowSink | None = None) -> None:
+        self._pages = _Pages(newest, on_rows)
+        self._sha256 = hashlib.sha256()
+        self._size = 0
+        self._parts: list[bytes] = []
+        self._held = 0
+        self._needed = WINDOW_BYTES
+        self._page_size = 0
+        self._first = 0  # number of the first page held
+        self._metas: list[bolt.Meta] = []
+        self._problems: list[Problem] = []
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes of the file."""
+        self._parts.append(data)
+        self._held += len(data)
+        if self._held >= self._needed + TRAILER_BYTES:
+            self._advance(at_end=False)
+
+    def finish(self) -> SnapshotReport:
+        """The report, after the last byte."""
+        self._advance(at_end=True)
+        trailer = b"".join(self._parts)
+        matches = self._sha256.digest() == trailer
+        if not matches:
+            self._problems.append(
+                Problem("the sha256 at the file's end", "it does not match the bytes before it")
+            )
+        walk = _Walk(self._pages, self._metas, self._page_size, self._size, self._problems)
+        walk.run()
+        return SnapshotReport(
+            size_bytes=self._size,
+            page_size=self._page_size,
+            page_count=self._pages.count,
+            sha256=self._sha256.hexdigest(),
+            trailer_matches=matches,
+            problems=self._problems,
+            revisions=walk.revisions(),
+            status_hash=walk.status_hash,
+            total_rows=sum(walk.bucket_rows.values()),
+            bucket_rows=walk.bucket_rows,
+            reached_pages=self._pages.count - self._pages.reached.count(0),
+            _pages=self._pages,
+            _key_leaves=walk.key_leaves,
+        )
+
+    def _advance(self, *, at_end: bool) -> None:
+        """Look at the whole pages held, and let go of all that are done with."""
+        buffer = b"".join(self._parts)
+        size = self._page_size = self._page_size or bolt.guess_page_size(buffer)
+        usable = max(0, len(buffer) - TRAILER_BYTES)
+        count = usable // size
+        if at_end and usable % size:
+            self._problems.append(Problem("the file's end", f"its length is no multiple of {size} bytes"))
+        known = self._pages.count - self._first
+        self._hash(memoryview(buffer)[known * size : usable if at_end else count * size])
+        self._pages.grow(count - known)
+        done = self._candidates(buffer, count, at_end=at_end)
+        kept = buffer[usable:] if at_end else buffer[done * size :]
+        self._parts, self._held, self._first = [kept], len(kept), self._first + done
+
+    def _hash(self, data: memoryview) -> None:
+        self._sha256.update(data)
+        self._size += len(data)
+
+    def _candidates(self, buffer: bytes, count: int, *, at_end: bool) -> int:
+        """Take each page among the first `count` that carries its own number; returns how many are done."""
+        size, first, pages = self._page_size, self._first, self._pages
+        numbers = memoryview(buffer)[: count * size].cast("Q")[:: size // 8].tolist()
+        self._needed = WINDOW_BYTES
+        for index in [index for index, number in enumerate(numbers) if number == first + index]:
+            pgid, start = first + index, index * size
+            header = bolt.HEADER.unpack_from(buffer, start)
+            _, flags, _, overflow = header
+            if flags == bolt.META and pgid < 2:
+                self._meta(buffer[start : start + size], pgid)
+            if flags not in (bolt.LEAF, bolt.BRANCH):
+                continue
+            end = start + (1 + overflow) * size
+            if (1 + overflow) * size > MOST_OVERFLOW_BYTES:
+                pages.bad[pgid] = f"its {overflow} overflow pages are too many"
+            elif end > count * size and not at_end:
+                self._needed = max(WINDOW_BYTES, end - start)
+                return index
+            elif end > count * size:
+                pages.bad[pgid] = f"its {overflow} overflow pages reach beyond the file's end"
+            elif flags == bolt.LEAF:
+                pages.add_leaf(buffer, start, end, header)
+            else:
+                pages.add_branch(buffer[start:end], header)
+        return count
+
+    def _meta(self, page: bytes, pgid: int) -> None:
+        try:
+            self._metas.append(bolt.parse_meta(page, pgid))
+        except IntegrityError as error:
+            self._problems.append(Problem(error.place, str(error)))
+
+
+_HEAD, _OVERFLOW = 1, 2
+
+
+class _Pages:
+    """What is remembered of every candidate page, compactly."""
+
+    def __init__(self, newest: NewestRows | None, on_rows: RowSink | None) -> None:
+        import google_crc32c
+        import xxhash
+        import zstandard
+
+        if google_crc32c.implementation == "python":
+            raise RuntimeError("google-crc32c has no C extension here; install a wheel that has one")
+        if sys.byteorder != "little":
+            raise RuntimeError("bbolt files are read on little-endian machines only")
+        self.newest = newest
+        self.on_rows = on_rows
+        self.extend: Callable[[int, bytes], int] = google_crc32c.extend
+        self.xxh3: Callable[[bytes], int] = xxhash.xxh3_64_intdigest
+        self._compress = zstandard.ZstdCompressor(level=1).compress
+        self._decompress = zstandard.ZstdDecompressor().decompress
+        self.slots = array("I")  # for each page: 1 + its leaf record, or 0
+        self.leaves = bytearray()
+        self.branches: dict[int, tuple[int, int, bytes]] = {}  # elements, overflow, compressed elements
+        self.other_keys: dict[int, tuple[bytes, bytes]] = {}  # slot: first and last key that are no revisions
+        self.segments: dict[int, bytes] = {}  # slot of a leaf with rows HashKV may leave out
+        self.marks: dict[int, dict[bytes, bytes]] = {}
+        self.bucket_leaves: dict[
+            int, list[tuple[bytes, bytes]]
+        ] = {}  # page: (name, bucket header and inline page)
+        self.bad: dict[int, str] = {}
+        self.reached = bytearray()
+        self._tables: dict[int, struct.Struct] = {}
+        self._bucket_bytes = 0
+        self._looked_at = 0
+
+    @property
+    def count(self) -> int:
+        """Pages seen so far."""
+        return len(self.slots)
+
+    def grow(self, pages: int) -> None:
+        """Room for so many more pages."""
+        self.slots.frombytes(bytes(4 * pages))
+        self.reached += bytes(pages)
+
+    def combine(self, crc: int, other: int, length: int) -> int:
+        """The CRC32C of A+B from that of A, that of B, and the length of B."""
+        crc ^= _ONES
+        while length > len(_ZEROS):
+            crc = self.extend(crc, _ZEROS)
+            length -= len(_ZEROS)
+        return self.extend(crc, _ZEROS[:length]) ^ _ONES ^ other
+
+    def has_kept_rows(self, slot: int) -> bool:
+        """Whether a leaf has a row that no compaction would drop."""
+        if slot in self.segments:
+            return any(not dropped for _, _, dropped in _SEGMENT.iter_unpack(self.segments[slot]))
+        return bool(_LEAF.unpack_from(self.leaves, slot * _LEAF.size)[2])
+
+    def add_branch(self, data: bytes, header: Header) -> None:
+        """Keep its elements, compressed: stale ones are kept too."""
+        pgid, _, count, overflow = header
+        try:
+            children = bolt.parse_page(data, f"page {pgid}", pgid).children()
+        except IntegrityError as error:
+            self.bad[pgid] = str(error)
+            return
+        keys = [key for key, _ in children]
+        packed = struct.pack(f"<{count}Q{count}I", *(child for _, child in children), *map(len, keys))
+        self.branches[pgid] = count, overflow, self._compress(packed + b"".join(keys))
+
+    def children(self, pgid: int) -> list[tuple[bytes, int]]:
+        """(first key, page) of each child of a branch."""
+        count, _, packed = self.branches[pgid]
+        data = self._decompress(packed)
+        pages = struct.unpack_from(f"<{count}Q", data)
+        ends = accumulate(struct.unpack_from(f"<{count}I", data, 8 * count), initial=12 * count)
+        return [(data[a:b], page) for (a, b), page in zip(pairwise(ends), pages, strict=True)]
+
+    def add_leaf(self, buffer: bytes, start: int, end: int, header: Header) -> None:
+        """Check a leaf by itself and keep its CRC32C, bounds and what HashKV may leave out.
+
+        In a leaf, keys and values lie one behind the other, so one CRC call covers all its rows.
+        """
+        pgid, _, count, overflow = header
+        table = start + bolt.HEADER_BYTES
+        data = table + bolt.ELEMENT_BYTES * count
+        self._looked_at += end - start
+        if data > end or self._looked_at > _MOST_OVERLAP * len(self.slots) * (end - start) // (1 + overflow):
+            self.bad[pgid] = f"{count} elements do not fit" if data > end else "too many pages overlap it"
+            return
+        if not count:
+            self._append(header, 0, 0, (b"", b""))
+            return
+        elements = self._table(count).unpack_from(buffer, table)
+        key_bytes, value_bytes = elements[2::4], elements[3::4]
+        starts = list(accumulate(map(operator.add, key_bytes, value_bytes), initial=data))
+        stop = starts.pop()
+        if stop > end or list(map(operator.add, elements[1::4], range(table, data, 16))) != starts:
+            self.bad[pgid] = "its rows do not lie one behind the other within it"
+            return
+        keys = [buffer[at : at + length] for at, length in zip(starts, key_bytes, strict=True)]
+        if not all(map(operator.lt, keys, keys[1:])):
+            self.bad[pgid] = "its keys are not in ascending order"
+            return
+        slot = self._append(header, self.extend(0, buffer[data:stop]), stop - data, (keys[0], keys[-1]))
+        if any(elements[0::4]):
+            self._keep_buckets(_Rows(pgid, slot, buffer, keys, starts, value_bytes), elements[0::4])
+        elif slot in self.other_keys:
+            self._keep_marks(_Rows(pgid, slot, buffer, keys, starts, value_bytes))
+        elif self.newest or self.on_rows:
+            self._look_at_rows(_Rows(pgid, slot, buffer, keys, starts, value_bytes))
+
+    def _table(self, count: int) -> struct.Struct:
+        table = self._tables.get(count)
+        if table is None:
+            table = self._tables[count] = struct.Struct(f"<{4 * count}I")
+        return table
+
+    def _append(self, header: Header, crc: int, length: int, bounds: tuple[bytes, bytes]) -> int:
+        """Add the record of a leaf; returns its slot."""
+        pgid, _, rows, overflow = header
+        first, last = bounds
+        slot = len(self.leaves) // _LEAF.size
+        self.slots[pgid] = slot + 1
+        if len(first) in (17, 18) and len(last) in (17, 18):
+            main, mark, sub = _ROW_KEY.unpack_from(first)
+            last_main, last_mark, last_sub = _ROW_KEY.unpack_from(last)
+            distance = last_main - main
+            if mark == last_mark == b"_" and sub <= _ONES and last_sub <= _ONES and distance <= _ONES:
+                self.leaves += _LEAF.pack(crc, length, rows, overflow, main, sub, distance, last_sub)
+                return slot
+        self.other_keys[slot] = bounds
+        self.leaves += _LEAF.pack(crc, length, rows, overflow, 0, 0, 0, 0)
+        return slot
+
+    def _keep_buckets(self, rows: _Rows, flags: tuple[int, ...]) -> None:
+        buckets = list(zip(rows.keys, rows.values(), strict=True))
+        self._bucket_bytes += sum(len(name) + len(value) for name, value in buckets)
+        if self._bucket_bytes > _MOST_BUCKET_BYTES:
+            self.bad[rows.pgid] = "there are too many pages with buckets"
+        elif any(flag != bolt.BUCKET_ELEMENT for flag in flags):
+            self.bad[rows.pgid] = "buckets and rows are mixed in it"
+        else:
+            self.bucket_leaves[rows.pgid] = buckets
+
+    def _keep_marks(self, rows: _Rows) -> None:
+        """The compaction revisions, where bucket `meta` is large enough to have a page."""
+        if FINISHED in rows.keys or SCHEDULED in rows.keys:
+            self.marks[rows.slot] = {
+                key: value
+                for key, value in zip(rows.keys, rows.values(), strict=True)
+                if key in (FINISHED, SCHEDULED)
+            }
+
+    def _look_at_rows(self, rows: _Rows) -> None:
+        """Tell the sink about the rows, and find those that HashKV may leave out."""
+        try:
+            etcd_keys = rows.etcd_keys()
+        except IntegrityError as error:
+            self.bad[rows.pgid] = str(error)
+            return
+        if self.on_rows:
+            self.on_rows(rows.pgid, rows.keys, etcd_keys, rows.value_bytes)
+        if self.newest:
+            newest = list(map(self.newest.rows.get, map(self.xxh3, etcd_keys)))
+            if any(newest) or 18 in map(len, rows.keys):
+                self._segment(rows, newest)
+
+    def _segment(self, rows: _Rows, newest: list[int | None]) -> None:
+        """CRCs of the rows of a leaf one by one, rows that are never left out taken together."""
+        packed, kept_from, stop = b"", rows.starts[0], rows.starts[0]
+        for key, newer, at, length in zip(rows.keys, newest, rows.starts, rows.value_bytes, strict=True):
+            stop = at + len(key) + length
+            if len(key) > _ROW_KEY_BYTES or (newer is not None and newer != pack_row(key)):
+                packed += self._run(rows.buffer[kept_from:at], 0)
+                packed += self._run(rows.buffer[at:stop], int.from_bytes(key[:8], "big"))
+                kept_from = stop
+        self.segments[rows.slot] = packed + self._run(rows.buffer[kept_from:stop], 0)
+
+    def _run(self, rows: bytes, dropped_from: int) -> bytes:
+        return _SEGMENT.pack(self.extend(0, rows), len(rows), dropped_from) if rows else b""
+
+
+class _Rows(NamedTuple):
+    """The rows of one leaf: `starts` are where each lies in `buffer`."""
+
+    pgid: int
+    slot: int
+    buffer: bytes
+    keys: list[bytes]
+    starts: list[int]
+    value_bytes: tuple[int, ...]
+
+    def values(self) -> Iterator[bytes]:
+        """The value of each row."""
+        for key, at, length in zip(self.keys, self.starts, self.value_bytes, strict=True):
+            yield self.buffer[at + len(key) : at + len(key) + length]
+
+    def etcd_keys(self) -> list[bytes]:
+        """The etcd key of each row; IntegrityError when there is none or a row's own key is no revision."""
+        buffer, found = self.buffer, []
+        for key, start, length in zip(self.keys, self.starts, self.value_bytes, strict=True):
+            at = start + len(key)
+            if 17 <= len(key) <= 18 and length > 2 and buffer[at] == 0x0A and buffer[at + 1] < 0x80:
+                end = at + 2 + buffer[at + 1]
+                if end <= at + length:
+                    found.append(buffer[at + 2 : end])
+                    continue
+            row_revision(key)
+            found.append(etcd_key(buffer[at : at + length], f"page {self.pgid}"))
+        return found
+
+
+class _Walk:
+    """The tree, once all pages are known: which are reached, in which order, and what that adds up to."""
+
+    def __init__(
+        self, pages: _Pages, metas: list[bolt.Meta], page_size: int, size: int, problems: list[Problem]
+    ) -> None:
+        self._pages = pages
+        self._metas = metas
+        self._page_size = page_size
+        self._size = size
+        self._problems = problems
+        self._marks: dict[bytes, bytes] = {}
+        self._last_row = 0
+        self.status_hash = 0
+        self.bucket_rows: dict[str, int] = {}
+        self.key_leaves = array("I")
+
+    def run(self) -> None:
+        """Walk all buckets; problems are noted, and what lies behind them is left out."""
+        meta = self._check_metas()
+        if meta is None:
+            return
+        buckets = [
+            row
+            for pgid, _ in list(self._leaves(meta.root, "the root bucket"))
+            for row in self._bucket_rows_of(pgid)
+        ]
+        for name in (KEY_BUCKET, META_BUCKET):
+            if name not in dict(buckets):
+                self._note(
+                    "the root bucket", f"bucket '{name.decode()}' is missing; this is no etcd database"
+                )
+        for name, value in buckets:
+            self._bucket(name, value)
+
+    def revisions(self) -> Revisions:
+        """What etcd would open the file with."""
+        try:
+            return _revisions(self._last_row, self._marks)
+        except IntegrityError as error:
+            self._note(error.place, str(error))
+            return _revisions(self._last_row, {})
+
+    def _note(self, place: str, message: str) -> None:
+        if len(self._problems) < MOST_PROBLEMS:
+            self._problems.append(Problem(place, message))
+
+    def _check_metas(self) -> bolt.Meta | None:
+        """bbolt writes both meta pages of a snapshot alike but for the transaction id."""
+        if len(self._metas) != 2:
+            self._note("the meta pages", f"{len(self._metas)} of 2 are sound")
+        if not self._metas:
+            return None
+        meta = max(self._metas, key=lambda candidate: candidate.txid)
+        if any((other.root, other.high_water) != (meta.root, meta.high_water) for other in self._metas):
+            self._note("the meta pages", "they disagree, as in no snapshot")
+        if meta.page_size != self._page_size:
+            self._note("the meta pages", f"they state pages of {meta.page_size} bytes, not {self._page_size}")
+            return None
+        if meta.high_water * meta.page_size != self._size:
+            expected = meta.high_water * meta.page_size
+            self._note("the file's end", f"it has {self._size} bytes; its meta page says {expected}")
+        return meta
+
+    def _bucket_rows_of(self, pgid: int) -> list[tuple[bytes, bytes]]:
+        if pgid not in self._pages.bucket_leaves:
+            self._note(f"page {pgid}", "it belongs to the root but holds no buckets")
+        return self._pages.bucket_leaves.get(pgid, [])
+
+    def _bucket(self, name: bytes, value: bytes) -> None:
+        text = name.decode(errors="replace")
+        self.status_hash = self._pages.extend(self.status_hash, name)
+        if len(value) < bolt.BUCKET_HEADER_BYTES:
+            self._note(f"bucket {text}", "its header is cut short")
+            return
+        root = int.from_bytes(value[:8], "little")
+        try:
+            self.bucket_rows[text] = self._tree(name, root) if root else self._inline(name, value)
+        except IntegrityError as error:
+            self._note(error.place, str(error))
+
+    def _inline(self, name: bytes, value: bytes) -> int:
+        """A small bucket stored in its parent's value."""
+        data = value[bolt.BUCKET_HEADER_BYTES :]
+        place = f"inline page of bucket {name.decode(errors='replace')}"
+        if len(data) < bolt.HEADER_BYTES:
+            raise bolt.damaged(place, "it is cut short")
+        page = bolt.parse_page(data, place, 0)
+        if not page.is_leaf:
+            raise bolt.damaged(place, "it is not a leaf")
+        rows = [page.item(index)[:2] for index in range(page.count)]
+        if any(a[0] >= b[0] for a, b in pairwise(rows)):
+            raise bolt.damaged(place, "its keys are not in ascending order")
+        for row in rows:
+            self.status_hash = self._pages.extend(self.status_hash, b"".join(row))
+        if name == META_BUCKET:
+            self._marks = dict(rows)
+        if name == KEY_BUCKET and rows:
+            self._inline_key_rows(page, rows)
+        return len(rows)
+
+    def _inline_key_rows(self, page: bolt.Page, rows: list[tuple[bytes, bytes]]) -> None:
+        """A database with hardly anything in it: treat the inline page as a leaf without a number."""
+        start, count = bolt.HEADER_BYTES + bolt.ELEMENT_BYTES * page.count, page.count
+        data = page.data[:start] + b"".join(map(b"".join, rows))
+        self._pages.grow(1)
+        number = self._pages.count - 1
+        self._pages.add_leaf(data, 0, len(data), (number, bolt.LEAF, count, 0))
+        slot = self._pages.slots.pop() - 1
+        self._pages.reached.pop()
+        if number in self._pages.bad or slot in self._pages.other_keys:
+            raise bolt.damaged(page.place, self._pages.bad.get(number, "its keys are not revisions"))
+        self.key_leaves.append(slot)
+        self._last_row = row_revision(rows[-1][0])[0]
+
+    def _tree(self, name: bytes, root: int) -> int:
+        """A bucket with pages of its own; returns its rows."""
+        pages, total = self._pages, 0
+        is_key = name == KEY_BUCKET
+        for pgid, slot in self._leaves(root, f"bucket {name.decode(errors='replace')}"):
+            crc, length, rows, _, main, _, distance, _ = _LEAF.unpack_from(pages.leaves, slot * _LEAF.size)
+            self.status_hash = pages.combine(self.status_hash, crc, length)
+            total += rows
+            if pgid in pages.bucket_leaves:
+                self._note(f"page {pgid}", "it holds buckets within a bucket, which etcd never makes")
+            if is_key:
+                if slot in pages.other_keys and rows:
+                    self._note(f"page {pgid}", "its keys are not revisions")
+                self.key_leaves.append(slot)
+                self._last_row = main + distance if rows else self._last_row
+            elif name == META_BUCKET:
+                self._marks |= pages.marks.get(slot, {})
+        return total
+
+    def _leaves(self, root: int, what: str) -> Iterator[tuple[int, int]]:
+        """(page, slot) of the sound leaves below `root`, in key order."""
+        stack: list[tuple[int, bytes | None, int]] = [(root, None, 0)]
+        previous: bytes | None = None
+        while stack:
+            pgid, low, level = stack.pop()
+            if not self._claim(pgid, what):
+                continue
+            if pgid in self._pages.branches:
+                children = self._pages.children(pgid)
+                if level == _MOST_LEVELS:
+                    self._note(f"page {pgid}", f"{what} is deeper than {_MOST_LEVELS} levels")
+                elif any(a[0] >= b[0] for a, b in pairwise(children)) or _below(children[0][0], low):
+                    self._note(f"page {pgid}", f"the keys of this branch of {what} are not in order")
+                else:
+                    stack += [(child, key, level + 1) for key, child in reversed(children)]
+                continue
+            slot = self._pages.slots[pgid] - 1
+            bounds = self._bounds(slot)
+            if bounds is None and level:
+                self._note(f"page {pgid}", f"this leaf of {what} is empty")
+            elif bounds is not None:
+                if _below(bounds[0], low) or (previous is not None and (low or bounds[0]) <= previous):
+                    self._note(f"page {pgid}", f"its keys are out of order within {what}")
+                previous = bounds[1]
+            yield pgid, slot
+
+    def _bounds(self, slot: int) -> tuple[bytes, bytes] | None:
+        """First and last key of a leaf; None for an empty one."""
+        pages = self._pages
+        if slot in pages.other_keys:
+            first, last = pages.other_keys[slot]
+            return (first, last) if first or last else None
+        _, _, _, _, main, sub, distance, last_sub = _LEAF.unpack_from(pages.leaves, slot * _LEAF.size)
+        return _ROW_KEY.pack(main, b"_", sub), _ROW_KEY.pack(main + distance, b"_", last_sub)
+
+    def _claim(self, pgid: int, what: str) -> bool:
+        """Mark a page and its overflow as reached; False, and a note, when it cannot be part of the tree."""
+        pages = self._pages
+        problem = pages.bad.get(pgid)
+        if not 2 <= pgid < pages.count:
+            problem = f"{what} refers to it, but the file has {pages.count} pages"
+        elif not problem and not pages.slots[pgid] and pgid not in pages.branches:
+            problem = f"{what} refers to it, but it is no branch or leaf of that number"
+        if problem:
+            self._note(f"page {pgid}", problem)
+            return False
+        slot = pages.slots[pgid]
+        record = _LEAF.unpack_from(pages.leaves, (slot - 1) * _LEAF.size) if slot else None
+        overflow = record[3] if record else pages.branches[pgid][1]
+        if any(pages.reached[pgid : pgid + 1 + overflow]):
+            self._note(f"page {pgid}", f"{what} refers to it, but something else does too")
+            return False
+        pages.reached[pgid] = _HEAD
+        if overflow:
+            pages.reached[pgid + 1 : pgid + 1 + overflow] = bytes([_OVERFLOW]) * overflow
+        return True
+
+
+def _below(key: bytes, low: bytes | None) -> bool:
+    """Whether a key lies before the one its parent promised; a tombstone's mark is not compared."""
+    return low is not None and key < (low[:_ROW_KEY_BYTES] if len(low) == _ROW_KEY_BYTES + 1 else low)
+
+
+def _revisions(last_row: int, marks: dict[bytes, bytes]) -> Revisions:
+    """As etcd opens the file: the last row alone can be too low, because a compaction may have deleted it.
+
+    An empty etcd starts at revision 1.
+    """
+    finished = row_revision(marks[FINISHED])[0] if FINISHED in marks else 0
+    scheduled = row_revision(marks[SCHEDULED])[0] if SCHEDULED in marks else 0
+    return Revisions(
+        revision=max(1, last_row, finished, scheduled),
+        last_row_revision=last_row,
+        compact_revision=finished,
+        scheduled_compact_revision=max(finished, scheduled),
+    )
