@@ -205,6 +205,7 @@ class Manifest(_Document, frozen=True, kw_only=True):
             "digest": self.digest(),
             "parent": self.parent.name if self.parent else "",
             "chain": str(self.chain_length),
+            "member": self.source.member_id,
             "dbbytes": str(self.database.size_bytes),
             "storedbytes": str(self.archive.stored_bytes),
             "encrypted": "yes" if self.encryption else "no",
@@ -279,7 +280,7 @@ class BackupRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     `name` is the manifest's blob name and `parent` that of the parent (None for a full). `verdict` is None
     when it was never read back. `immutable_until` covers the manifest and the data blob, whichever lasts
-    longer.
+    longer. `member_id` is the source's: pages of one member's file do not match another's.
     """
 
     name: str
@@ -291,6 +292,7 @@ class BackupRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     data: str
     digest: str
     parent: str | None = None
+    member_id: str = ""
     chain_length: int = 0
     database_bytes: int = 0
     stored_bytes: int = 0
@@ -448,6 +450,7 @@ def _record(
         data=meta.get("data") or _data_of_run(blobs, parts),
         digest=meta.get("digest", ""),
         parent=meta.get("parent") or None,
+        member_id=meta.get("member", ""),
         chain_length=_number(meta.get("chain")),
         database_bytes=_number(meta.get("dbbytes")),
         stored_bytes=_number(meta.get("storedbytes")),
