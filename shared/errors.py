@@ -12,6 +12,7 @@
       LostLeaseError       another worker holds the cluster now; stop, write nothing more
       IntegrityError       stored bytes are not what was stored; names the place
       UnsafePlanError      an invariant would break; refuse to act
+      RunFailedError       some actions of a run failed; the platform shall deliver again
 
 The text of each is one line that says what happened and what to do, and never holds a secret. Clients translate
 SDK errors once; no SDK exception travels further. Declining to act is a reason in a plan, not an exception. Only
@@ -37,7 +38,12 @@ class ApiError(AutomationError):
     """A remote API (Azure, Kubernetes, etcd) answered with an error or not at all."""
 
     def __init__(
-        self, message: str, *, status: int | None = None, code: str | None = None, request_id: str | None = None
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        request_id: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -91,3 +97,7 @@ class IntegrityError(AutomationError):
 
 class UnsafePlanError(AutomationError):
     """Acting would break a safety invariant; nothing was written."""
+
+
+class RunFailedError(AutomationError):
+    """A run recorded outcomes of which some failed; raised last, so that the platform delivers again."""

@@ -1,0 +1,156 @@
+"""Builds what a run needs once per worker process: settings, clients, the clock.
+
+Everything is made when first asked for, because importing the SDKs costs more than most runs. Nothing kept
+here is state: a new process starts with nothing and loses nothing. Called by the functions, the CLI and
+tests.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from shared.errors import SettingsError
+from shared.log import install_redaction
+from shared.model.duration import parse_duration
+
+if TYPE_CHECKING:
+    from azure.data.tables import TableServiceClient
+    from azure.storage.blob import BlobServiceClient
+    from azure.storage.queue import QueueServiceClient
+
+    from shared.clients.blob import BlobStore
+    from shared.clients.eventgrid import Topic
+    from shared.clients.queue import Queue
+    from shared.clients.table import Table
+    from shared.operations.record import OperationRecords
+    from shared.runtime.claim import Claims
+    from shared.runtime.journal import Journal
+    from shared.settings import Settings
+
+SETTINGS_TTL_SECONDS = 60.0
+"""How long a worker goes on with the configuration it has read: a change in the blob is seen after that."""
+
+HOST_JSON = Path(__file__).resolve().parents[1] / "host.json"
+
+
+class Clients:
+    """What automations and triggers reach the outside with. `environ` holds the app settings."""
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        self.environ = environ
+        self._settings: tuple[float, Settings] | None = None
+        self._lock = threading.RLock()
+
+    def now(self) -> datetime:
+        """The current time, aware, in UTC; the only clock that automations see."""
+        return datetime.now(UTC)
+
+    def settings(self) -> Settings:
+        """The configuration, read again every minute; SettingsError says what is wrong with it."""
+        with self._lock:
+            if self._settings is None or time.monotonic() - self._settings[0] > SETTINGS_TTL_SECONDS:
+                from shared.settings import load_settings
+
+                self._settings = (time.monotonic(), load_settings(self.environ))
+            return self._settings[1]
+
+    def blobs(self, container: str) -> BlobStore:
+        """The store of a container of the app's account."""
+        from shared.clients.blob import BlobStore
+
+        return BlobStore(self._blob_service.get_container_client(container))
+
+    def queue(self, name: str) -> Queue:
+        """A queue of the app's account."""
+        from shared.clients.queue import Queue
+
+        return Queue(self.queue_service.get_queue_client(name))
+
+    def table(self, name: str) -> Table:
+        """A table of the app's account."""
+        from shared.clients.table import Table
+
+        return Table(self._table_service.get_table_client(name))
+
+    @cached_property
+    def claims(self) -> Claims:
+        """Claims on (cluster, automation)."""
+        from shared.runtime.claim import LEASE, Claims
+
+        return Claims(self.blobs, self.duration("KUBEKEEPER_LEASE", LEASE))
+
+    @cached_property
+    def journal(self) -> Journal:
+        """What was done."""
+        from shared.runtime.journal import TABLE, Journal
+
+        return Journal(self.table(TABLE))
+
+    @cached_property
+    def operations(self) -> OperationRecords:
+        """One-off operations and what became of them."""
+        from shared.operations.record import TABLE, OperationRecords
+
+        return OperationRecords(self.table(TABLE))
+
+    @cached_property
+    def events(self) -> Topic | None:
+        """Where outgoing events go; None when no topic is configured."""
+        from shared.clients.eventgrid import event_topic
+
+        return event_topic(self.environ)
+
+    @cached_property
+    def queue_service(self) -> QueueServiceClient:
+        """The account's queues."""
+        from shared.clients.queue import queue_service
+
+        return queue_service(self.environ)
+
+    @cached_property
+    def max_dequeue_count(self) -> int:
+        """How often the host delivers a message before it goes to the poison queue, from host.json."""
+        try:
+            host: dict[str, Any] = msgspec.json.decode(HOST_JSON.read_bytes())
+        except (OSError, msgspec.DecodeError):
+            host = {}
+        return int(host.get("extensions", {}).get("queues", {}).get("maxDequeueCount", 5))
+
+    def duration(self, setting: str, default: timedelta) -> timedelta:
+        """An app setting written like `30s`; SettingsError when it is not a duration."""
+        text = self.environ.get(setting)
+        if not text:
+            return default
+        try:
+            return parse_duration(text)
+        except ValueError as error:
+            raise SettingsError(f"app setting '{setting}': {error}") from error
+
+    @cached_property
+    def _blob_service(self) -> BlobServiceClient:
+        from shared.clients.blob import blob_service
+
+        return blob_service(self.environ)
+
+    @cached_property
+    def _table_service(self) -> TableServiceClient:
+        from shared.clients.table import table_service
+
+        return table_service(self.environ)
+
+
+@functools.cache
+def clients() -> Clients:
+    """This worker's clients, built at the first call."""
+    install_redaction()
+    return Clients()

@@ -1,0 +1,101 @@
+"""Which automations there are, which are built, and what nudges them; one table for triggers and CLI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from shared.errors import MessageError, SettingsError
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from shared.bootstrap import Clients
+    from shared.model.plan import Outcome
+    from shared.runtime.claim import Claim
+    from shared.settings import Cluster, Settings
+
+    Reconcile = Callable[[Cluster, Clients, Claim, datetime], list[Outcome]]
+
+
+@dataclass(frozen=True)
+class Automation:
+    """One automation. Its name is also that of its queue, and of its entry in plans and the journal."""
+
+    name: str
+    title: str
+    """As in event types: `Kubekeeper.<title>.<what happened>`."""
+    reconcile: str | None = None
+    """`module:function`, imported when first needed; None while the automation is not built."""
+    is_configured: Callable[[Cluster], bool] = lambda _cluster: False
+    events: frozenset[str] = frozenset()
+    """Types of incoming events that are a reason to look."""
+
+
+AUTOMATIONS = {
+    automation.name: automation
+    for automation in (
+        Automation(
+            name="autoscaling",
+            title="Autoscaling",
+            events=frozenset({"Kubekeeper.Cluster.PodUnschedulable"}),
+        ),
+        Automation(
+            name="etcd-backup",
+            title="EtcdBackup",
+            reconcile="shared.etcd_backup.reconcile:reconcile",
+            is_configured=lambda cluster: (
+                cluster.etcd is not None and cluster.etcd_backup is not None and cluster.etcd_backup.enabled
+            ),
+            events=frozenset({"Kubekeeper.Cluster.EtcdUnhealthy"}),
+        ),
+        Automation(
+            name="disk-release",
+            title="DiskRelease",
+            events=frozenset(
+                {"Kubekeeper.Cluster.VolumeAttachFailed", "Kubekeeper.Cluster.NodeNotReady"},
+            ),
+        ),
+        Automation(
+            name="ingress-sync",
+            title="IngressSync",
+            events=frozenset({"Kubekeeper.Cluster.IngressChanged", "Kubekeeper.Cluster.EndpointsChanged"}),
+        ),
+    )
+}
+
+
+def find(name: str) -> Automation:
+    """The automation of that name, built; MessageError names the ones there are."""
+    automation = AUTOMATIONS.get(name)
+    if automation is None:
+        raise MessageError(f"unknown automation '{name}'; there are: {', '.join(sorted(AUTOMATIONS))}")
+    if automation.reconcile is None:
+        raise MessageError(f"automation '{name}' is not built yet; built are: {', '.join(built())}")
+    return automation
+
+
+def built() -> tuple[str, ...]:
+    """Names of the automations that can run."""
+    return tuple(name for name, automation in AUTOMATIONS.items() if automation.reconcile)
+
+
+def configured(automation: Automation, settings: Settings) -> tuple[Cluster, ...]:
+    """The clusters an automation looks after."""
+    return tuple(cluster for cluster in settings.clusters if automation.is_configured(cluster))
+
+
+def require_configured(automation: Automation, cluster: Cluster) -> None:
+    """SettingsError when the cluster's configuration does not ask for this automation."""
+    if not automation.is_configured(cluster):
+        raise SettingsError(
+            f"cluster '{cluster.name}' is not configured for {automation.name}; add it to the configuration"
+        )
+
+
+def load(path: str) -> Any:
+    """The function behind `module:function`."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
