@@ -156,8 +156,17 @@ class Page:
         return self._slice(at + pos, ksize), pgid
 
     def children(self) -> list[tuple[bytes, int]]:
-        """All branch elements."""
-        return [self.child(index) for index in range(self.count)]
+        """All branch elements: (first key, page number)."""
+        words = struct.unpack_from(f"<{4 * self.count}I", self.data, HEADER_BYTES)
+        places = range(HEADER_BYTES, HEADER_BYTES + ELEMENT_BYTES * self.count, ELEMENT_BYTES)
+        sizes, data = words[1::4], self.data
+        keys = [
+            data[at + pos : at + pos + size] for at, pos, size in zip(places, words[0::4], sizes, strict=True)
+        ]
+        if sum(map(len, keys)) != sum(sizes):
+            raise damaged(self.place, "an element lies outside of its page")
+        pages = [low | high << 32 for low, high in zip(words[2::4], words[3::4], strict=True)]
+        return list(zip(keys, pages, strict=True))
 
     def item(self, index: int) -> tuple[bytes, bytes, bool]:
         """Leaf element: (key, value, whether the value is a bucket)."""

@@ -43,11 +43,10 @@ _MOST_OVERLAP = 4  # stale pages overlap live ones, but a crafted file must not 
 _MOST_LEVELS = 64
 _ROW_KEY_BYTES = 17  # main revision, "_", sub revision; a tombstone's has a "t" behind it
 
-_LEAF = struct.Struct("<IIHHQIII")
-"""crc, bytes, rows, overflow pages; main and sub revision of the first row; of the last row the distance from
-that main revision, and its sub revision."""
+_LEAF = struct.Struct("<IIHH17s17s")
+"""crc, bytes, rows, overflow pages, first and last row key (without a tombstone's mark)."""
 _SEGMENT = struct.Struct("<IIQ")
-"""crc and bytes of consecutive rows, and the compact revision from which HashKV leaves them out (0: never)."""
+"""crc and bytes of consecutive rows, and the compact revision from which HashKV omits them (0: never)."""
 _ROW_KEY = struct.Struct(">QcQ")
 _ONES = 0xFFFFFFFF
 _ZEROS = bytes(64 * 1024)
@@ -80,7 +79,7 @@ class NewestRows:
 
 
 def read_revisions(image: bolt.Image) -> Revisions:
-    """Revision and compaction state from a handful of pages: the tree's right-most path, and bucket `meta`."""
+    """Revision and compaction state from a few pages: the tree's right-most path, and bucket `meta`."""
     database = bolt.Database(image)
     buckets = database.buckets()
     if KEY_BUCKET not in buckets or META_BUCKET not in buckets:
@@ -174,7 +173,7 @@ class SnapshotReport:
         newest, drops = pages.newest, compact_revision > 0
         if compact_revision < finished or (drops and (newest is None or newest.after > finished)):
             return None
-        drops = drops and any(pages.has_kept_rows(slot) for slot in self._key_leaves)
+        drops = drops and any(map(pages.has_kept_rows, self._key_leaves))
         crc = pages.extend(0, KEY_BUCKET)
         for slot in self._key_leaves:
             if drops and slot in pages.segments:
@@ -274,12 +273,12 @@ class SnapshotScan:
                 continue
             end = start + (1 + overflow) * size
             if (1 + overflow) * size > MOST_OVERFLOW_BYTES:
-                pages.bad[pgid] = f"its {overflow} overflow pages are too many"
+                pages.reject(pgid, f"its {overflow} overflow pages are too many")
             elif end > count * size and not at_end:
                 self._needed = max(WINDOW_BYTES, end - start)
                 return index
             elif end > count * size:
-                pages.bad[pgid] = f"its {overflow} overflow pages reach beyond the file's end"
+                pages.reject(pgid, f"its {overflow} overflow pages reach beyond the file's end")
             elif flags == bolt.LEAF:
                 pages.add_leaf(buffer, start, end, header)
             else:
@@ -316,7 +315,7 @@ class _Pages:
         self._decompress = zstandard.ZstdDecompressor().decompress
         self.slots = array("I")  # for each page: 1 + its leaf record, or 0
         self.leaves = bytearray()
-        self.branches: dict[int, tuple[int, int, bytes]] = {}  # elements, overflow, compressed elements
+        self.branches: dict[int, tuple[int, bytes]] = {}  # overflow, compressed page
         self.other_keys: dict[int, tuple[bytes, bytes]] = {}  # slot: first and last key that are no revisions
         self.segments: dict[int, bytes] = {}  # slot of a leaf with rows HashKV may leave out
         self.marks: dict[int, dict[bytes, bytes]] = {}
@@ -347,6 +346,13 @@ class _Pages:
             length -= len(_ZEROS)
         return self.extend(crc, _ZEROS[:length]) ^ _ONES ^ other
 
+    def leaf(self, pgid: int, slot: int) -> _Leaf:
+        """The record in `slot`, with the true bounds where they are not revisions."""
+        crc, length, rows, overflow, first, last = _LEAF.unpack_from(self.leaves, slot * _LEAF.size)
+        if slot in self.other_keys:
+            first, last = self.other_keys[slot]
+        return _Leaf(pgid, slot, crc, length, rows, overflow, first, last)
+
     def has_kept_rows(self, slot: int) -> bool:
         """Whether a leaf has a row that no compaction would drop."""
         if slot in self.segments:
@@ -354,24 +360,13 @@ class _Pages:
         return bool(_LEAF.unpack_from(self.leaves, slot * _LEAF.size)[2])
 
     def add_branch(self, data: bytes, header: Header) -> None:
-        """Keep its elements, compressed: stale ones are kept too."""
-        pgid, _, count, overflow = header
-        try:
-            children = bolt.parse_page(data, f"page {pgid}", pgid).children()
-        except IntegrityError as error:
-            self.bad[pgid] = str(error)
-            return
-        keys = [key for key, _ in children]
-        packed = struct.pack(f"<{count}Q{count}I", *(child for _, child in children), *map(len, keys))
-        self.branches[pgid] = count, overflow, self._compress(packed + b"".join(keys))
+        """Keep the page, compressed, until the walk needs it; most are small and few are stale."""
+        self.branches[header[0]] = header[3], self._compress(data)
 
     def children(self, pgid: int) -> list[tuple[bytes, int]]:
-        """(first key, page) of each child of a branch."""
-        count, _, packed = self.branches[pgid]
-        data = self._decompress(packed)
-        pages = struct.unpack_from(f"<{count}Q", data)
-        ends = accumulate(struct.unpack_from(f"<{count}I", data, 8 * count), initial=12 * count)
-        return [(data[a:b], page) for (a, b), page in zip(pairwise(ends), pages, strict=True)]
+        """(first key, page) of each child of a branch; IntegrityError if it is damaged."""
+        data = self._decompress(self.branches[pgid][1])
+        return bolt.parse_page(data, f"page {pgid}", pgid).children()
 
     def add_leaf(self, buffer: bytes, start: int, end: int, header: Header) -> None:
         """Check a leaf by itself and keep its CRC32C, bounds and what HashKV may leave out.
@@ -381,9 +376,9 @@ class _Pages:
         pgid, _, count, overflow = header
         table = start + bolt.HEADER_BYTES
         data = table + bolt.ELEMENT_BYTES * count
-        self._looked_at += end - start
-        if data > end or self._looked_at > _MOST_OVERLAP * len(self.slots) * (end - start) // (1 + overflow):
-            self.bad[pgid] = f"{count} elements do not fit" if data > end else "too many pages overlap it"
+        self._looked_at += 1 + overflow
+        if data > end or self._looked_at > _MOST_OVERLAP * len(self.slots):
+            self.reject(pgid, f"{count} elements do not fit" if data > end else "too many pages overlap it")
             return
         if not count:
             self._append(header, 0, 0, (b"", b""))
@@ -393,11 +388,11 @@ class _Pages:
         starts = list(accumulate(map(operator.add, key_bytes, value_bytes), initial=data))
         stop = starts.pop()
         if stop > end or list(map(operator.add, elements[1::4], range(table, data, 16))) != starts:
-            self.bad[pgid] = "its rows do not lie one behind the other within it"
+            self.reject(pgid, "its rows do not lie one behind the other within it")
             return
-        keys = [buffer[at : at + length] for at, length in zip(starts, key_bytes, strict=True)]
+        keys = [buffer[at : at + length] for at, length in zip(starts, key_bytes)]  # noqa: B905
         if not all(map(operator.lt, keys, keys[1:])):
-            self.bad[pgid] = "its keys are not in ascending order"
+            self.reject(pgid, "its keys are not in ascending order")
             return
         slot = self._append(header, self.extend(0, buffer[data:stop]), stop - data, (keys[0], keys[-1]))
         if any(elements[0::4]):
@@ -406,6 +401,11 @@ class _Pages:
             self._keep_marks(_Rows(pgid, slot, buffer, keys, starts, value_bytes))
         elif self.newest or self.on_rows:
             self._look_at_rows(_Rows(pgid, slot, buffer, keys, starts, value_bytes))
+
+    def reject(self, pgid: int, message: str) -> None:
+        """Note what is wrong with a candidate: a problem if the tree reaches it."""
+        self.bad[pgid] = message
+        self.slots[pgid] = 0
 
     def _table(self, count: int) -> struct.Struct:
         table = self._tables.get(count)
@@ -419,24 +419,18 @@ class _Pages:
         first, last = bounds
         slot = len(self.leaves) // _LEAF.size
         self.slots[pgid] = slot + 1
-        if len(first) in (17, 18) and len(last) in (17, 18):
-            main, mark, sub = _ROW_KEY.unpack_from(first)
-            last_main, last_mark, last_sub = _ROW_KEY.unpack_from(last)
-            distance = last_main - main
-            if mark == last_mark == b"_" and sub <= _ONES and last_sub <= _ONES and distance <= _ONES:
-                self.leaves += _LEAF.pack(crc, length, rows, overflow, main, sub, distance, last_sub)
-                return slot
-        self.other_keys[slot] = bounds
-        self.leaves += _LEAF.pack(crc, length, rows, overflow, 0, 0, 0, 0)
+        self.leaves += _LEAF.pack(crc, length, rows, overflow, first, last)
+        if not (17 <= len(first) <= 18 and 17 <= len(last) <= 18 and first[8] == last[8] == 0x5F):
+            self.other_keys[slot] = bounds
         return slot
 
     def _keep_buckets(self, rows: _Rows, flags: tuple[int, ...]) -> None:
         buckets = list(zip(rows.keys, rows.values(), strict=True))
         self._bucket_bytes += sum(len(name) + len(value) for name, value in buckets)
         if self._bucket_bytes > _MOST_BUCKET_BYTES:
-            self.bad[rows.pgid] = "there are too many pages with buckets"
+            self.reject(rows.pgid, "there are too many pages with buckets")
         elif any(flag != bolt.BUCKET_ELEMENT for flag in flags):
-            self.bad[rows.pgid] = "buckets and rows are mixed in it"
+            self.reject(rows.pgid, "buckets and rows are mixed in it")
         else:
             self.bucket_leaves[rows.pgid] = buckets
 
@@ -454,7 +448,7 @@ class _Pages:
         try:
             etcd_keys = rows.etcd_keys()
         except IntegrityError as error:
-            self.bad[rows.pgid] = str(error)
+            self.reject(rows.pgid, str(error))
             return
         if self.on_rows:
             self.on_rows(rows.pgid, rows.keys, etcd_keys, rows.value_bytes)
@@ -476,6 +470,19 @@ class _Pages:
 
     def _run(self, rows: bytes, dropped_from: int) -> bytes:
         return _SEGMENT.pack(self.extend(0, rows), len(rows), dropped_from) if rows else b""
+
+
+class _Leaf(NamedTuple):
+    """A leaf's record."""
+
+    pgid: int
+    slot: int
+    crc: int
+    length: int
+    rows: int
+    overflow: int
+    first: bytes
+    last: bytes
 
 
 class _Rows(NamedTuple):
@@ -532,8 +539,8 @@ class _Walk:
             return
         buckets = [
             row
-            for pgid, _ in list(self._leaves(meta.root, "the root bucket"))
-            for row in self._bucket_rows_of(pgid)
+            for leaf in list(self._leaves(meta.root, "the root bucket"))
+            for row in self._bucket_rows_of(leaf.pgid)
         ]
         for name in (KEY_BUCKET, META_BUCKET):
             if name not in dict(buckets):
@@ -620,90 +627,99 @@ class _Walk:
         self._pages.reached.pop()
         if number in self._pages.bad or slot in self._pages.other_keys:
             raise bolt.damaged(page.place, self._pages.bad.get(number, "its keys are not revisions"))
-        self.key_leaves.append(slot)
-        self._last_row = row_revision(rows[-1][0])[0]
+        self._add_key_leaf(self._pages.leaf(number, slot))
 
     def _tree(self, name: bytes, root: int) -> int:
         """A bucket with pages of its own; returns its rows."""
-        pages, total = self._pages, 0
-        is_key = name == KEY_BUCKET
-        for pgid, slot in self._leaves(root, f"bucket {name.decode(errors='replace')}"):
-            crc, length, rows, _, main, _, distance, _ = _LEAF.unpack_from(pages.leaves, slot * _LEAF.size)
-            self.status_hash = pages.combine(self.status_hash, crc, length)
-            total += rows
-            if pgid in pages.bucket_leaves:
-                self._note(f"page {pgid}", "it holds buckets within a bucket, which etcd never makes")
-            if is_key:
-                if slot in pages.other_keys and rows:
-                    self._note(f"page {pgid}", "its keys are not revisions")
-                self.key_leaves.append(slot)
-                self._last_row = main + distance if rows else self._last_row
+        crc = length = rows = 0
+        for leaf in self._leaves(root, f"bucket {name.decode(errors='replace')}"):
+            crc = self._pages.combine(crc, leaf.crc, leaf.length)
+            length += leaf.length
+            rows += leaf.rows
+            if leaf.pgid in self._pages.bucket_leaves:
+                self._note(f"page {leaf.pgid}", "it holds buckets within a bucket, which etcd never makes")
+            if name == KEY_BUCKET:
+                if leaf.slot in self._pages.other_keys and leaf.rows:
+                    self._note(f"page {leaf.pgid}", "its keys are not revisions")
+                self._add_key_leaf(leaf)
             elif name == META_BUCKET:
-                self._marks |= pages.marks.get(slot, {})
-        return total
+                self._marks |= self._pages.marks.get(leaf.slot, {})
+        self.status_hash = self._pages.combine(self.status_hash, crc, length)
+        return rows
 
-    def _leaves(self, root: int, what: str) -> Iterator[tuple[int, int]]:
-        """(page, slot) of the sound leaves below `root`, in key order."""
-        stack: list[tuple[int, bytes | None, int]] = [(root, None, 0)]
-        previous: bytes | None = None
+    def _add_key_leaf(self, leaf: _Leaf) -> None:
+        self.key_leaves.append(leaf.slot)
+        if leaf.rows:
+            self._last_row = int.from_bytes(leaf.last[:8], "big")
+
+    def _leaves(self, root: int, what: str) -> Iterator[_Leaf]:
+        """The sound leaves below `root`, in key order."""
+        stack: list[tuple[int, bytes, int]] = [(root, b"", 0)]
+        previous = b""
         while stack:
             pgid, low, level = stack.pop()
-            if not self._claim(pgid, what):
+            leaf = self._claim_leaf(pgid)
+            if leaf is None:
+                stack += self._claim_branch(pgid, low, level, what)
                 continue
-            if pgid in self._pages.branches:
-                children = self._pages.children(pgid)
-                if level == _MOST_LEVELS:
-                    self._note(f"page {pgid}", f"{what} is deeper than {_MOST_LEVELS} levels")
-                elif any(a[0] >= b[0] for a, b in pairwise(children)) or _below(children[0][0], low):
-                    self._note(f"page {pgid}", f"the keys of this branch of {what} are not in order")
-                else:
-                    stack += [(child, key, level + 1) for key, child in reversed(children)]
-                continue
-            slot = self._pages.slots[pgid] - 1
-            bounds = self._bounds(slot)
-            if bounds is None and level:
+            if not leaf.rows and level:
                 self._note(f"page {pgid}", f"this leaf of {what} is empty")
-            elif bounds is not None:
-                if _below(bounds[0], low) or (previous is not None and (low or bounds[0]) <= previous):
-                    self._note(f"page {pgid}", f"its keys are out of order within {what}")
-                previous = bounds[1]
-            yield pgid, slot
+            if low[:_ROW_KEY_BYTES] > leaf.first or previous >= (low or leaf.first) > b"":
+                self._note(f"page {pgid}", f"its keys are out of order within {what}")
+            previous = leaf.last
+            yield leaf
 
-    def _bounds(self, slot: int) -> tuple[bytes, bytes] | None:
-        """First and last key of a leaf; None for an empty one."""
+    def _claim_leaf(self, pgid: int) -> _Leaf | None:
+        """Mark a leaf as reached; None if it is no leaf, or was reached before."""
         pages = self._pages
-        if slot in pages.other_keys:
-            first, last = pages.other_keys[slot]
-            return (first, last) if first or last else None
-        _, _, _, _, main, sub, distance, last_sub = _LEAF.unpack_from(pages.leaves, slot * _LEAF.size)
-        return _ROW_KEY.pack(main, b"_", sub), _ROW_KEY.pack(main + distance, b"_", last_sub)
+        slot = pages.slots[pgid] if 2 <= pgid < pages.count else 0
+        if not slot:
+            return None
+        leaf = pages.leaf(pgid, slot - 1)
+        if pages.reached[pgid] or (leaf.overflow and not self._claim_overflow(pgid, leaf.overflow)):
+            return None
+        pages.reached[pgid] = _HEAD
+        return leaf
 
-    def _claim(self, pgid: int, what: str) -> bool:
-        """Mark a page and its overflow as reached; False, and a note, when it cannot be part of the tree."""
-        pages = self._pages
-        problem = pages.bad.get(pgid)
-        if not 2 <= pgid < pages.count:
-            problem = f"{what} refers to it, but the file has {pages.count} pages"
-        elif not problem and not pages.slots[pgid] and pgid not in pages.branches:
-            problem = f"{what} refers to it, but it is no branch or leaf of that number"
+    def _claim_branch(self, pgid: int, low: bytes, level: int, what: str) -> list[tuple[int, bytes, int]]:
+        """Mark a branch as reached; its children, last first. What is no page of the tree gets a note."""
+        problem, children = self._problem(pgid, level, what), []
+        if not problem:
+            self._pages.reached[pgid] = _HEAD
+            try:
+                children = self._pages.children(pgid)
+            except IntegrityError as error:
+                problem = str(error)
+            if any(a[0] >= b[0] for a, b in pairwise(children)) or (children and children[0][0] < low):
+                problem = f"the keys of this branch of {what} are not in order"
         if problem:
             self._note(f"page {pgid}", problem)
+            return []
+        return [(child, key, level + 1) for key, child in reversed(children)]
+
+    def _problem(self, pgid: int, level: int, what: str) -> str:
+        """Why a page cannot be the branch that the tree refers to; empty when it can."""
+        pages = self._pages
+        if not 2 <= pgid < pages.count:
+            return f"{what} refers to it, but the file has {pages.count} pages"
+        if pgid in pages.bad:
+            return pages.bad[pgid]
+        if not pages.slots[pgid] and pgid not in pages.branches:
+            return f"{what} refers to it, but it is no branch or leaf of that number"
+        if level >= _MOST_LEVELS:
+            return f"{what} is deeper than {_MOST_LEVELS} levels"
+        overflow = 0 if pages.slots[pgid] else pages.branches[pgid][0]
+        if pages.slots[pgid] or pages.reached[pgid] or not self._claim_overflow(pgid, overflow):
+            return f"{what} refers to it, but something else does too"
+        return ""
+
+    def _claim_overflow(self, pgid: int, overflow: int) -> bool:
+        """Mark the pages behind `pgid` as its own; False when one of them is somebody else's."""
+        reached = self._pages.reached
+        if any(reached[pgid + 1 : pgid + 1 + overflow]):
             return False
-        slot = pages.slots[pgid]
-        record = _LEAF.unpack_from(pages.leaves, (slot - 1) * _LEAF.size) if slot else None
-        overflow = record[3] if record else pages.branches[pgid][1]
-        if any(pages.reached[pgid : pgid + 1 + overflow]):
-            self._note(f"page {pgid}", f"{what} refers to it, but something else does too")
-            return False
-        pages.reached[pgid] = _HEAD
-        if overflow:
-            pages.reached[pgid + 1 : pgid + 1 + overflow] = bytes([_OVERFLOW]) * overflow
+        reached[pgid + 1 : pgid + 1 + overflow] = bytes([_OVERFLOW]) * overflow
         return True
-
-
-def _below(key: bytes, low: bytes | None) -> bool:
-    """Whether a key lies before the one its parent promised; a tombstone's mark is not compared."""
-    return low is not None and key < (low[:_ROW_KEY_BYTES] if len(low) == _ROW_KEY_BYTES + 1 else low)
 
 
 def _revisions(last_row: int, marks: dict[bytes, bytes]) -> Revisions:
