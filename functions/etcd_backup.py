@@ -13,7 +13,7 @@ blueprint = func.Blueprint()  # type: ignore[no-untyped-call]
 def etcd_backup_timer(timer: func.TimerRequest) -> None:
     """Nudge every cluster that has etcd backups; how often is an app setting (NCRONTAB)."""
     from shared.bootstrap import clients
-    from shared.runtime.work import fan_out
+    from shared.runtime.nudge import fan_out
 
     fan_out(clients(), "etcd-backup", "LateTimer" if timer.past_due else "Timer")
 
@@ -23,6 +23,6 @@ def etcd_backup_work(message: func.QueueMessage) -> None:
     """Look at one cluster, and back up what is due."""
     from functions.message import received
     from shared.bootstrap import clients
-    from shared.runtime.work import work_off
+    from shared.work import work_off
 
     work_off(clients(), "etcd-backup", received(message))

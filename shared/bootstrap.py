@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from shared.clients.eventgrid import Topic
     from shared.clients.queue import Queue
     from shared.clients.table import Table
-    from shared.operations.record import OperationRecords
+    from shared.runtime.operation import OperationRecords
     from shared.runtime.claim import Claims
     from shared.runtime.journal import Journal
     from shared.settings import Settings
@@ -99,7 +99,7 @@ class Clients:
     @cached_property
     def operations(self) -> OperationRecords:
         """One-off operations and what became of them."""
-        from shared.operations.record import TABLE, OperationRecords
+        from shared.runtime.operation import TABLE, OperationRecords
 
         return OperationRecords(self.table(TABLE))
 

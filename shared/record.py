@@ -26,9 +26,9 @@ from shared.runtime.journal import Entry, Summary
 if TYPE_CHECKING:
     from shared.bootstrap import Clients
     from shared.clients.eventgrid import Event
-    from shared.operations.record import OperationRecord, OperationState
     from shared.runtime.claim import Claim
     from shared.runtime.message import Received
+    from shared.runtime.operation import OperationRecord, OperationState
 
 MISSED = "ObjectiveMissed"
 REMIND_AFTER = timedelta(hours=1)

@@ -22,12 +22,12 @@ from shared.errors import LostLeaseError, MessageError, RunFailedError
 from shared.log import log_event, redact
 from shared.model.plan import Outcome, Status
 from shared.operations.catalogue import Operation, Parameters, automation_of, find, read_parameters
-from shared.operations.message import OperationMessage
-from shared.operations.record import OperationRecord, OperationState, same_request
 from shared.record import is_final, record_operation, record_outcomes, record_settled
 from shared.runtime import automation as automations
 from shared.runtime.message import Received, decode
-from shared.runtime.work import failures_kept, send
+from shared.runtime.nudge import send
+from shared.runtime.operation import OperationMessage, OperationRecord, OperationState, same_request
+from shared.work import failures_kept
 
 if TYPE_CHECKING:
     from shared.bootstrap import Clients

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from shared.runtime import automation as automations
 from shared.runtime.claim import Pause
-from shared.runtime.work import one_pass
+from shared.work import one_pass
 
 if TYPE_CHECKING:
     from shared.bootstrap import Clients

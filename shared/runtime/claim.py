@@ -10,7 +10,7 @@ A lease alone does not stop a holder that was paused and wakes up late. So
   If-None-Match: * fails; where a blob was to be deleted, it deletes it (if still the same version).
 
 Hence at most one effective write per intent, whenever and wherever its writer stops. Decides nothing about
-what to write; called by `shared.runtime.work` (acquire, release) and by each automation's `act` (create,
+what to write; called by `shared.work` (acquire, release) and by each automation's `act` (create,
 commit, delete).
 """
 

@@ -14,7 +14,7 @@ import msgspec
 from shared.log import log_event
 from shared.runtime.automation import AUTOMATIONS
 from shared.runtime.message import Nudge
-from shared.runtime.work import send_nudge
+from shared.runtime.nudge import send_nudge
 
 if TYPE_CHECKING:
     from shared.bootstrap import Clients

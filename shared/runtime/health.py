@@ -9,7 +9,7 @@ from shared.errors import ApiError, AutomationError, MessageError, NotFoundError
 from shared.model.plan import utc
 from shared.runtime import automation as automations
 from shared.runtime.message import Nudge
-from shared.runtime.work import send_nudge
+from shared.runtime.nudge import send_nudge
 
 if TYPE_CHECKING:
     from shared.bootstrap import Clients

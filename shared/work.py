@@ -22,10 +22,11 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from shared.errors import NotFoundError
 from shared.log import log_event, redact
+from shared.record import record_paused, record_poisoned, record_settled
 from shared.runtime import automation as automations
 from shared.runtime.message import Nudge, Received, decode
+from shared.runtime.nudge import send_nudge
 
 if TYPE_CHECKING:
     from shared.bootstrap import Clients
@@ -42,32 +43,6 @@ SKEW = timedelta(seconds=2)
 PASSES_PER_RUN = 2
 
 log = logging.getLogger(__name__)
-
-
-def send_nudge(clients: Clients, nudge: Nudge, delay: timedelta = timedelta(0)) -> None:
-    """Put a nudge on its automation's queue, which is created by whoever misses it first."""
-    send(clients, nudge.automation, nudge.encode(), delay)
-
-
-def send(clients: Clients, queue_name: str, text: str, delay: timedelta = timedelta(0)) -> None:
-    """Put a message on a queue, creating the queue if it is missing."""
-    queue = clients.queue(queue_name)
-    try:
-        queue.send(text, delay)
-    except NotFoundError:
-        queue.ensure()
-        queue.send(text, delay)
-
-
-def fan_out(clients: Clients, name: str, reason: str) -> int:
-    """Nudge every cluster an automation looks after, returning how many; called by its timer."""
-    automation = automations.find(name)
-    clusters = automations.configured(automation, clients.settings())
-    for cluster in clusters:
-        send_nudge(clients, Nudge(cluster=cluster.name, automation=name, reason=reason))
-    clients.journal.tick(name, clients.now(), len(clusters))
-    log_event(log, "Tick", automation=name, clusters=len(clusters), reason=reason)
-    return len(clusters)
 
 
 def work_off(clients: Clients, name: str, message: Received) -> None:
@@ -119,8 +94,6 @@ def answer(
 
 def one_pass(clients: Clients, automation: Automation, cluster: Cluster, claim: Claim) -> None:
     """One pass of an automation over a cluster, or the note that an operator paused it."""
-    from shared.record import record_paused, record_settled
-
     began = clients.now()
     clients.claims.clear_dirty(cluster.name, automation.name)
     record_settled(clients, claim, began)
@@ -174,8 +147,6 @@ def _keep_failure(clients: Clients, queue: str, message: Received, error: Except
     try:
         clients.journal.failed(queue, message.body, reason, attempts, clients.now())
         if attempts >= clients.max_dequeue_count:
-            from shared.record import record_poisoned
-
             record_poisoned(clients, queue, message, reason)
     except Exception:
         # Whatever is wrong with the journal must not replace the reason the message failed for.

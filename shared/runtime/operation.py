@@ -1,4 +1,4 @@
-"""What became of each operation: one table row per id, Accepted -> Running -> Succeeded or Failed.
+"""What asks for an operation, and what became of it: one table row per id, Accepted, Running, then the end.
 
 The row is what makes an id run once: it is inserted if absent, and everything after that happens under the
 claim of (cluster, automation). `keeper run --wait` reads it. Owns the table `kubekeeperoperations`.
@@ -9,18 +9,35 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from shared.clients.table import Entity, Table
 from shared.errors import ConflictError, NotFoundError
 from shared.model.plan import Outcome, canonical_json
-from shared.operations.message import OperationMessage
+from shared.runtime.message import ClusterName
 
 TABLE = "kubekeeperoperations"
 _PARTITION = "operation"
 _MAX_TEXT = 30_000
+
+OperationId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class OperationMessage(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """What to do once. The same `id` runs once; without one, the message is its own identity."""
+
+    id: OperationId | None = None
+    operation: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+    cluster: ClusterName
+    parameters: dict[str, Any] = {}
+
+    def encode(self) -> str:
+        """The message text."""
+        return msgspec.json.encode(self).decode()
 
 
 class OperationState(enum.StrEnum):
