@@ -88,8 +88,10 @@ class Table:
         try:
             with translated(f"query table '{self.name}'"):
                 rows = (
-                    self._client.query_entities(condition, parameters=dict(parameters), results_per_page=page)
-                    if parameters
+                    self._client.query_entities(
+                        condition, parameters=dict(parameters or {}), results_per_page=page
+                    )
+                    if condition
                     else self._client.list_entities(results_per_page=page)
                 )
                 yield from (dict(row) for row in islice(rows, limit))

@@ -1,4 +1,4 @@
-"""What asks for an operation, and what became of it: one table row per id, Accepted, Running, then the end.
+"""What asks for an operation, and what became of it: one table row per id.
 
 The row is what makes an id run once: it is inserted if absent, and everything after that happens under the
 claim of (cluster, automation). `keeper run --wait` reads it. Owns the table `kubekeeperoperations`.
