@@ -54,14 +54,18 @@ class Authority:
         common_name: str,
         *,
         names: tuple[str, ...] = ("localhost", "127.0.0.1"),
+        groups: tuple[str, ...] = (),
         not_before: datetime | None = None,
         not_after: datetime | None = None,
     ) -> Issued:
-        """A certificate for servers and clients alike; `names` are DNS names or IP addresses."""
+        """A certificate for servers and clients alike; `names` are DNS names or IP addresses.
+
+        Kubernetes reads the common name as the user and `groups` (the organisations) as its groups.
+        """
         now = datetime.now(UTC)
         key = ec.generate_private_key(ec.SECP256R1())
         builder = _builder(
-            _name(common_name),
+            _name(common_name, groups),
             self._name,
             key.public_key(),
             not_before or now - timedelta(days=1),
@@ -97,8 +101,9 @@ def _builder(
     )
 
 
-def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+def _name(common_name: str, groups: tuple[str, ...] = ()) -> x509.Name:
+    organisations = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups]
+    return x509.Name([*organisations, x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
 def _general_name(name: str) -> x509.GeneralName:
