@@ -1,9 +1,9 @@
 """Plays the external-attacher of a CSI driver: turns VolumeAttachments into attached disks.
 
-The attach/detach controller (the real one, or the stand-in's) creates and deletes VolumeAttachment objects; this
-is the sidecar that acts on them: it adds its finalizer, attaches, reports, and on deletion detaches and lets go.
-What attaching means is the caller's: a function that raises says no, and its message becomes the error on the
-object, to be tried again.
+The attach/detach controller (the real one, or the stand-in's) creates and deletes VolumeAttachment objects;
+this is the sidecar that acts on them: it adds its finalizer, attaches, reports, and on deletion detaches and
+lets go. What attaching means is the caller's: a function that raises says no, and its message becomes the
+error on the object, to be tried again.
 """
 
 from __future__ import annotations
