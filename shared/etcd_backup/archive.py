@@ -9,6 +9,7 @@ in docs/reference/backup-format.md.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import secrets
 import struct
 import sys
@@ -57,7 +58,13 @@ class Cipher:
         if len(data_key) != 32:
             raise ValueError("a data key has 32 bytes")
         self._aead: AESGCM = AESGCM(data_key)
+        self._data_key = data_key
         self._run = run
+
+    def derive(self, salt: bytes) -> Cipher:
+        """A cipher with a key of its own, for what is written later and perhaps again, as a key index is."""
+        key = hmac.digest(self._data_key, b"kubekeeper/backup/v1/" + salt, "sha256")
+        return Cipher(self._run, key)
 
     def encrypt(self, part: str, number: int, data: bytes) -> bytes:
         """The ciphertext with its 16-byte tag. `part` is four ASCII letters."""
@@ -420,6 +427,11 @@ class Chain:
         for number, archive in enumerate(archives[1:], start=1):
             _apply(archive, number, source, position, digests)
         return Chain(archives, source, position, digests)
+
+    @property
+    def cipher(self) -> Cipher | None:
+        """The cipher of the newest backup, for its key index."""
+        return self.archives[-1].cipher
 
     @property
     def requests(self) -> int:

@@ -27,6 +27,7 @@ from typing import NamedTuple
 from shared.errors import IntegrityError
 from shared.model import bolt
 from shared.model.backup import Revisions
+from shared.model.etcd import KeyValue
 
 TRAILER_BYTES = 32
 KEY_BUCKET, META_BUCKET = b"key", b"meta"
@@ -92,10 +93,13 @@ def read_revisions(image: bolt.Image) -> Revisions:
 def newest_rows(image: bolt.Image, after: int, most: int = MOST_NEWEST_ROWS) -> NewestRows | None:
     """The newest row of every key written after revision `after`, which should be the finished compaction's.
 
-    Reads the leaves of those rows only. None when there are more than `most` keys.
+    Reads the leaves of those rows only. None when nothing was ever compacted (then no row is left out, and
+    every row would have to be read), or when there are more than `most` keys.
     """
     import xxhash
 
+    if after == 0:
+        return None
     rows: dict[int, int] = {}
     start = _ROW_KEY.pack(after + 1, b"_", 0)
     for key, value in bolt.Database(image).bucket(KEY_BUCKET).items(start):
@@ -113,6 +117,46 @@ def row_revision(key: bytes) -> tuple[int, int, bool]:
     return main, sub, len(key) > _ROW_KEY_BYTES
 
 
+def row_key(main: int, sub: int) -> bytes:
+    """The row key of a put."""
+    return _ROW_KEY.pack(main, b"_", sub)
+
+
+def decode_row(value: bytes, place: str) -> KeyValue:
+    """A row's value (mvccpb.KeyValue) in full; IntegrityError at `place` if it is none."""
+    numbers, texts, at = {2: 0, 3: 0, 4: 0, 6: 0}, {1: b"", 5: b""}, 0
+    while at < len(value):
+        tag, at = _varint(value, at, place)
+        field_number, number_or_length = tag >> 3, _varint(value, at, place)
+        at = number_or_length[1]
+        if tag & 7 == 0 and field_number in numbers:
+            numbers[field_number] = number_or_length[0]
+        elif tag & 7 == 2 and field_number in texts and at + number_or_length[0] <= len(value):
+            texts[field_number] = value[at : at + number_or_length[0]]
+            at += number_or_length[0]
+        else:
+            raise bolt.damaged(place, "its value is not an etcd key-value")
+    return KeyValue(
+        key=texts[1],
+        value=texts[5],
+        create_revision=numbers[2],
+        mod_revision=numbers[3],
+        version=numbers[4],
+        lease=numbers[6],
+    )
+
+
+def _varint(data: bytes, at: int, place: str) -> tuple[int, int]:
+    """A protobuf varint: its value and where it ends."""
+    number = shift = 0
+    for byte in data[at : at + 10]:
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return number, at + shift // 7
+    raise bolt.damaged(place, "its value is not an etcd key-value")
+
+
 def pack_row(key: bytes) -> int:
     """A row key as one integer that orders as the rows do."""
     main, sub, is_tombstone = row_revision(key)
@@ -121,14 +165,10 @@ def pack_row(key: bytes) -> int:
 
 def etcd_key(value: bytes, place: str) -> bytes:
     """The etcd key in a row's value (field 1 of mvccpb.KeyValue, always written first)."""
-    length = start = 0
     if value[:1] == b"\x0a":
-        for start in range(2, min(len(value), 6) + 1):
-            length |= (value[start - 1] & 0x7F) << 7 * (start - 2)
-            if value[start - 1] < 0x80:
-                if start + length <= len(value):
-                    return value[start : start + length]
-                break
+        length, start = _varint(value, 1, place)
+        if start + length <= len(value):
+            return value[start : start + length]
     raise bolt.damaged(place, "its value is not an etcd key-value")
 
 

@@ -1,0 +1,283 @@
+"""Which objects a backup holds and where: an index of its live keys, and single objects read through it.
+
+bbolt orders etcd's rows by revision, not by key, so finding a key would mean reading everything. `verify`
+reads everything anyway: a `KeyCollector` listens to its scan, and `encode_index` writes what it heard as a
+blob beside the manifest. With it, listing a prefix or printing one object takes a few small range reads
+(`KeyIndex`, `read_object`); without it, `collect` scans the whole chain. The format:
+docs/reference/backup-format.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import secrets
+import struct
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+import msgspec
+
+from shared.errors import IntegrityError
+from shared.etcd_backup.archive import Chain, Cipher, RangeReader
+from shared.model import bolt
+from shared.model.etcd import KeyValue
+from shared.model.etcd_snapshot import SnapshotReport, SnapshotScan, decode_row, row_key
+
+_T = TypeVar("_T")
+_RUN_ROWS = 16384
+_CHUNK_ROWS = 512
+_ENTRIES = 512  # entries in a frame: some 10 KB stored
+_TAIL = struct.Struct(">8s8scII")  # main and sub revision, put or tombstone, page, bytes of the value
+_END = b"\x00\x00"
+_FOOTER = struct.Struct(">8s16sQ32s")  # magic, salt, bytes and sha256 of the directory before it
+_MAGIC = b"KKKEYS01"
+_FIRST_READ = 64 * 1024
+_SAME_KIND = {"minions": "nodes", "services/specs": "services", "services/endpoints": "endpoints"}
+
+
+class Entry(NamedTuple):
+    """A live key, the revision of its newest row, the page that holds that, and the bytes of its value."""
+
+    key: bytes
+    main: int
+    sub: int
+    page: int
+    row_bytes: int
+
+
+class _Frame(NamedTuple):
+    """A frame of the index: its first key, where it is, xxh3_64 of the stored bytes."""
+
+    first: bytes
+    offset: int
+    length: int
+    checksum: int
+
+
+class _Directory(msgspec.Struct, frozen=True):
+    """What stands at the end of an index."""
+
+    manifest_digest: str
+    live_keys: int
+    kinds: dict[str, int]
+    frames: list[_Frame]
+
+
+class KeyCollector:
+    """A `RowSink` that remembers every key of the pages it is told about, compressed in sorted runs.
+
+    Memory: some 20 bytes for each row. `live` is asked once the report says which pages count.
+    """
+
+    def __init__(self) -> None:
+        import zstandard
+
+        self._compress = zstandard.ZstdCompressor(level=1).compress
+        self._decompress = zstandard.ZstdDecompressor().decompress
+        self._rows: list[bytes] = []
+        self._runs: list[list[bytes]] = []
+
+    def __call__(
+        self, pgid: int, row_keys: list[bytes], etcd_keys: list[bytes], value_bytes: tuple[int, ...]
+    ) -> None:
+        """Take the rows of one page."""
+        for row, key, size in zip(row_keys, etcd_keys, value_bytes, strict=True):
+            mark = b"t" if len(row) > 17 else b"p"
+            self._rows.append(_escape(key) + _TAIL.pack(row[:8], row[9:17], mark, pgid, size))
+        if len(self._rows) >= _RUN_ROWS:
+            self._seal()
+
+    def live(self, report: SnapshotReport) -> Iterator[Entry]:
+        """Every live key in key order, with its newest row."""
+        self._seal()
+        newest: bytes | None = None
+        for record in heapq.merge(*map(self._read, self._runs)):
+            if not report.is_reached(int.from_bytes(record[-8:-4], "big")):
+                continue
+            if newest is not None and newest[: -_TAIL.size] != record[: -_TAIL.size]:
+                yield from _entry(newest)
+            newest = record
+        if newest is not None:
+            yield from _entry(newest)
+
+    def _seal(self) -> None:
+        self._rows.sort()
+        rows, self._rows = iter(self._rows), []
+        chunks = iter(lambda: list(islice(rows, _CHUNK_ROWS)), [])
+        self._runs.append([self._compress(msgspec.msgpack.encode(chunk)) for chunk in chunks])
+
+    def _read(self, run: list[bytes]) -> Iterator[bytes]:
+        for chunk in run:
+            yield from msgspec.msgpack.decode(self._decompress(chunk), type=list[bytes])
+
+
+def _escape(key: bytes) -> bytes:
+    """The key with an end mark, so that keys followed by anything still sort as keys."""
+    return (key.replace(b"\x00", b"\x00\xff") if b"\x00" in key else key) + _END
+
+
+def _entry(record: bytes) -> Iterator[Entry]:
+    """The entry of a record, unless its row is a tombstone."""
+    key = record[: -_TAIL.size - len(_END)].replace(b"\x00\xff", b"\x00")
+    main, sub, mark, page, size = _TAIL.unpack(record[-_TAIL.size :])
+    if mark == b"p":
+        yield Entry(key, int.from_bytes(main, "big"), int.from_bytes(sub, "big"), page, size)
+
+
+@dataclass(frozen=True)
+class EncodedIndex:
+    """The blob to store and what it counts; `live_keys` is the key count that etcdutl 3.6 prints."""
+
+    data: bytes
+    live_keys: int
+    kinds: dict[str, int]
+
+
+def encode_index(collector: KeyCollector, report: SnapshotReport, chain: Chain) -> EncodedIndex:
+    """The key index of the newest backup of `chain`; encrypted as the backup is."""
+    import xxhash
+    import zstandard
+
+    compress = zstandard.ZstdCompressor(level=3).compress
+    salt = secrets.token_bytes(16)
+    cipher = chain.cipher.derive(salt) if chain.cipher else None
+    data, frames, kinds, count = bytearray(), list[_Frame](), Counter[str](), 0
+    entries = collector.live(report)
+    while batch := list(islice(entries, _ENTRIES)):
+        stored = compress(msgspec.msgpack.encode(batch))
+        if cipher:
+            stored = cipher.encrypt("keys", len(frames), stored)
+        frames.append(_Frame(batch[0].key, len(data), len(stored), xxhash.xxh3_64_intdigest(stored)))
+        data += stored
+        count += len(batch)
+        kinds.update(kind_of(entry.key) for entry in batch)
+    found = dict(sorted(kinds.items()))
+    directory = _Directory(chain.manifest.digest(), count, found, frames)
+    stored = compress(msgspec.msgpack.encode(directory))
+    if cipher:
+        stored = cipher.encrypt("dire", 0, stored)
+    footer = _FOOTER.pack(_MAGIC, salt, len(stored), hashlib.sha256(stored).digest())
+    return EncodedIndex(bytes(data + stored + footer), count, found)
+
+
+class KeyIndex:
+    """A stored key index, opened with one range read and used with one for each 512 entries."""
+
+    def __init__(
+        self, name: str, read_range: RangeReader, cipher: Cipher | None, directory: _Directory
+    ) -> None:
+        self.name = name
+        self.live_keys = directory.live_keys
+        self.kinds = directory.kinds
+        self._read_range = read_range
+        self._cipher = cipher
+        self._frames = directory.frames
+        self._firsts = [frame.first for frame in directory.frames]
+
+    @staticmethod
+    def open(name: str, size: int, read_range: RangeReader, chain: Chain) -> KeyIndex:
+        """The index blob `name` of `size` bytes; IntegrityError if it is damaged or another backup's."""
+        place = f"key index {name}"
+        start = max(0, size - _FIRST_READ)
+        tail = read_range(start, size - start)
+        if len(tail) != size - start or len(tail) < _FOOTER.size:
+            raise _damaged(place, "it is cut short")
+        magic, salt, length, digest = _FOOTER.unpack(tail[-_FOOTER.size :])
+        if magic != _MAGIC or length > size - _FOOTER.size:
+            raise _damaged(place, "it does not end as an index does")
+        begin = size - _FOOTER.size - length
+        stored = tail[begin - start : -_FOOTER.size] if begin >= start else read_range(begin, length)
+        if hashlib.sha256(stored).digest() != digest:
+            raise _damaged(place, "the sha256 of its directory differs")
+        cipher = chain.cipher.derive(salt) if chain.cipher else None
+        if cipher:
+            stored = cipher.decrypt("dire", 0, stored, place)
+        directory = _decode(stored, _Directory, place)
+        if directory.manifest_digest != chain.manifest.digest():
+            raise _damaged(place, f"it does not belong to {chain.manifest.name}")
+        return KeyIndex(name, read_range, cipher, directory)
+
+    def entries(self, prefix: bytes = b"") -> Iterator[Entry]:
+        """The live keys that begin with `prefix`, in order."""
+        for number in range(max(0, bisect_right(self._firsts, prefix) - 1), len(self._frames)):
+            for entry in self._frame(number):
+                if entry.key.startswith(prefix):
+                    yield entry
+                elif entry.key > prefix:
+                    return
+
+    def find(self, key: bytes) -> Entry | None:
+        """The entry of exactly `key`."""
+        entry = next(self.entries(key), None)
+        return entry if entry and entry.key == key else None
+
+    def _frame(self, number: int) -> list[Entry]:
+        import xxhash
+
+        frame, place = self._frames[number], f"frame {number} of key index {self.name}"
+        stored = self._read_range(frame.offset, frame.length)
+        if len(stored) != frame.length or xxhash.xxh3_64_intdigest(stored) != frame.checksum:
+            raise _damaged(place, "it is not what was stored")
+        if self._cipher:
+            stored = self._cipher.decrypt("keys", number, stored, place)
+        return _decode(stored, list[Entry], place)
+
+
+def collect(chain: Chain) -> tuple[KeyCollector, SnapshotReport]:
+    """The slow way without an index: reads the whole chain. IntegrityError where it is damaged."""
+    collector = KeyCollector()
+    scan = SnapshotScan(on_rows=collector)
+    for piece in chain.stream():
+        scan.feed(piece)
+    report = scan.finish()
+    if report.problems:
+        first = report.problems[0]
+        raise IntegrityError(f"{chain.manifest.name} is damaged: {first}", place=first.place)
+    return collector, report
+
+
+def read_object(image: bolt.Image, entry: Entry) -> KeyValue:
+    """The object of an entry, from its page; IntegrityError when the page does not hold it."""
+    place = f"page {entry.page}"
+    page = bolt.Database(image).page(entry.page)
+    wanted = row_key(entry.main, entry.sub)
+    for index in range(page.count):
+        key, value, _ = page.item(index) if page.is_leaf else (b"", b"", False)
+        if key == wanted:
+            found = decode_row(value, place)
+            if found.key == entry.key:
+                return found
+    raise _damaged(place, f"it does not hold {entry.key!r} of revision {entry.main}")
+
+
+def kind_of(key: bytes) -> str:
+    """The resource of an API server's key: `pods`, `apps.example.com/widgets`; `other` for foreign keys."""
+    parts = key.decode(errors="replace").split("/")
+    if len(parts) < 4 or parts[0]:
+        return "other"
+    kind = f"{parts[2]}/{parts[3]}" if "." in parts[2] or parts[2] == "services" else parts[2]
+    return _SAME_KIND.get(kind, kind)
+
+
+def count_kinds(entries: Iterator[Entry]) -> dict[str, int]:
+    """Live keys for each kind."""
+    return dict(sorted(Counter(kind_of(entry.key) for entry in entries).items()))
+
+
+def _decode(stored: bytes, kind: type[_T], place: str) -> _T:
+    import zstandard
+
+    try:
+        raw = zstandard.ZstdDecompressor().decompress(stored, max_output_size=64 * 1024 * 1024)
+        return msgspec.msgpack.decode(raw, type=kind)
+    except (zstandard.ZstdError, msgspec.MsgspecError) as error:
+        raise _damaged(place, f"it cannot be read ({error})") from error
+
+
+def _damaged(place: str, problem: str) -> IntegrityError:
+    return IntegrityError(f"{place}: {problem}; verify the backup again to renew its index", place=place)
