@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -84,6 +84,13 @@ _ETCD_ERRORS: tuple[tuple[str, type[ApiError], str, str], ...] = (
         "a learner does not serve this call; ask a voting member",
     ),
     ("no leader", UnavailableError, "NoLeader", "the cluster has no leader; check that most members run"),
+    ("leader changed", UnavailableError, "NoLeader", "the leader is changing; try again in a moment"),
+    (
+        "request timed out",
+        UnavailableError,
+        "NoQuorum",
+        "the members cannot agree in time; check that most of them run and reach each other",
+    ),
     (
         "user name is empty",
         ForbiddenError,
@@ -159,8 +166,7 @@ class EtcdClient:
         }
         self._user = connection.user
         self._password = resolve_secret(connection.password, environ).strip() if connection.password else ""
-        self._ca, self._certificate, self._key = _pem_documents(connection, environ)
-        self._server_name = connection.tls.server_name if connection.tls else None
+        self._tls = _tls_material(connection, environ)
         self._lock = threading.Lock()
         self._channels: dict[tuple[str, bool], grpc.Channel] = {}
         self._tokens: dict[str, str] = {}
@@ -371,9 +377,9 @@ class EtcdClient:
         options: list[tuple[str, Any]] = list(_STREAM_OPTIONS if for_stream else _CHANNEL_OPTIONS)
         if not target.is_tls:
             return grpc.insecure_channel(target.authority, options)
-        if self._server_name:
-            options.append(("grpc.ssl_target_name_override", self._server_name))
-        credentials = grpc.ssl_channel_credentials(self._ca, self._key, self._certificate)
+        if self._tls.server_name:
+            options.append(("grpc.ssl_target_name_override", self._tls.server_name))
+        credentials = grpc.ssl_channel_credentials(self._tls.ca, self._tls.key, self._tls.certificate)
         return grpc.secure_channel(target.authority, credentials, options)
 
     def metadata(self, endpoint: str) -> tuple[tuple[str, str], ...]:
@@ -402,8 +408,9 @@ class EtcdClient:
         from shared.clients import etcd_api_pb2 as pb
 
         request = pb.AuthenticateRequest(name=self._user, password=self._password)
+        others = sorted((e for e in self.endpoints if e != endpoint), key=lambda e: e not in self._tokens)
         failure: ApiError | None = None
-        for url in (endpoint, *(e for e in self.endpoints if e != endpoint)):
+        for url in (endpoint, *others):
             call = _unary(self.channel(url), "Auth/Authenticate", pb.AuthenticateResponse)
             try:
                 response = call(request, timeout=self._timeout.total_seconds())
@@ -411,7 +418,9 @@ class EtcdClient:
                 if "authentication is not enabled" in (error.details() or ""):
                     return ""
                 failure = self.translate(url, error, self._timeout)
-                if isinstance(failure, ForbiddenError):
+                if isinstance(failure, ForbiddenError) or (
+                    url == endpoint and failure.code != "NotOnLearner"
+                ):
                     break
             else:
                 return str(response.token)
@@ -441,13 +450,15 @@ class EtcdClient:
             return UnavailableError(f"{where}: {details}; look at etcd's log", code="Unavailable")
         return ApiError(f"{where}: {code.name}: {details}; look at etcd's log", code=code.name)
 
+    def clock(self, endpoint: str) -> datetime | None:
+        """The member's clock, to the second; None when it does not tell."""
+        target = self._targets[endpoint]
+        return etcd_diagnosis.read_date(target.host, target.port, is_tls=target.is_tls, tls=self._tls)
+
     def _diagnose(self, endpoint: str) -> etcd_diagnosis.Finding | None:
         target = self._targets[endpoint]
-        tls = etcd_diagnosis.TlsMaterial(
-            ca=self._ca, certificate=self._certificate, key=self._key, server_name=self._server_name
-        )
         now = etcd_diagnosis.utc_now()
-        return etcd_diagnosis.diagnose(target.host, target.port, is_tls=target.is_tls, tls=tls, now=now)
+        return etcd_diagnosis.diagnose(target.host, target.port, is_tls=target.is_tls, tls=self._tls, now=now)
 
 
 class _Call(Generic[T]):
@@ -661,19 +672,17 @@ def _target(url: str, *, has_tls: bool) -> _Target:
     return _Target(url=url, host=parts.hostname, port=port, is_tls=parts.scheme == "https")
 
 
-def _pem_documents(
-    connection: EtcdConnection, environ: Mapping[str, str]
-) -> tuple[bytes | None, bytes | None, bytes | None]:
-    """CA, certificate, key."""
+def _tls_material(connection: EtcdConnection, environ: Mapping[str, str]) -> etcd_diagnosis.TlsMaterial:
     tls = connection.tls
     if tls is None:
-        return None, None, None
+        return etcd_diagnosis.TlsMaterial(ca=None, certificate=None, key=None, server_name=None)
     if (tls.certificate is None) != (tls.key is None):
         raise SettingsError("etcd.tls has only one of certificate and key; set both or neither")
-    return (
-        _pem("etcd.tls.ca", tls.ca, environ, "CERTIFICATE"),
-        _pem("etcd.tls.certificate", tls.certificate, environ, "CERTIFICATE"),
-        _pem("etcd.tls.key", tls.key, environ, "PRIVATE KEY"),
+    return etcd_diagnosis.TlsMaterial(
+        ca=_pem("etcd.tls.ca", tls.ca, environ, "CERTIFICATE"),
+        certificate=_pem("etcd.tls.certificate", tls.certificate, environ, "CERTIFICATE"),
+        key=_pem("etcd.tls.key", tls.key, environ, "PRIVATE KEY"),
+        server_name=tls.server_name,
     )
 
 

@@ -2,8 +2,8 @@
 
 gRPC reports almost every connection problem as `UNAVAILABLE: failed to connect to all addresses`. After
 such a failure the client asks this module, which repeats the connection by hand: name, TCP, TLS without and
-with verification. It only looks: no request reaches etcd, and the client's key is used for nothing but the
-handshake.
+with verification. It also reads a member's clock. It only looks: no request reaches etcd, and the client's
+key is used for nothing but the handshake.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException, HTTPResponse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -92,6 +94,34 @@ def certificate_finding(pem: bytes, whose: str, remedy: str, now: datetime) -> F
     return _validity(certificate, whose, remedy, now)
 
 
+def read_date(host: str, port: int, *, is_tls: bool, tls: TlsMaterial) -> datetime | None:
+    """The member's clock, to the second, as its HTTP side tells it; None when that does not answer.
+
+    gRPC answers carry no time. Where etcd serves HTTP elsewhere (`--listen-client-http-urls`), the clock is
+    unknown.
+    """
+    try:
+        with socket.create_connection((host, port), timeout=_TIMEOUT_SECONDS) as raw:
+            stream = (
+                _verified(tls).wrap_socket(raw, server_hostname=tls.server_name or host) if is_tls else raw
+            )
+            stream.sendall(f"GET /version HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            response = HTTPResponse(stream)
+            response.begin()
+            date = response.getheader("Date")
+            stream.close()
+    except (OSError, HTTPException):
+        return None
+    return parsedate_to_datetime(date) if date else None
+
+
+def _verified(tls: TlsMaterial) -> ssl.SSLContext:
+    """As gRPC connects: the configured CA (else the system's), our certificate."""
+    context = ssl.create_default_context(cadata=tls.ca.decode() if tls.ca else None)
+    context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)  # gRPC is not that strict either
+    return _with_certificate(context, tls)
+
+
 def _validity(certificate: x509.Certificate, whose: str, remedy: str, now: datetime) -> Finding | None:
     if now > certificate.not_valid_after_utc:
         when = f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
@@ -141,12 +171,11 @@ def _diagnose_tls(host: str, port: int, tls: TlsMaterial, now: datetime) -> Find
 def _verify(host: str, port: int, tls: TlsMaterial, server: x509.Certificate | None) -> Finding | None:
     """What Python's own verification says against the configured CA and the expected name."""
     try:
-        context = ssl.create_default_context(cadata=tls.ca.decode() if tls.ca else None)
+        context = _verified(tls)
     except ssl.SSLError:
         return Finding(
             "BadCertificate", "etcd.tls.ca is not a PEM certificate; give the CA that signed etcd's"
         )
-    context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)  # gRPC is not that strict either
     try:
         _handshake(host, port, context, tls.server_name or host)
     except ssl.SSLCertVerificationError as error:
@@ -229,7 +258,11 @@ def _unverified(tls: TlsMaterial | None = None) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    if tls and tls.certificate and tls.key:
+    return _with_certificate(context, tls) if tls else context
+
+
+def _with_certificate(context: ssl.SSLContext, tls: TlsMaterial) -> ssl.SSLContext:
+    if tls.certificate and tls.key:
         with _file_of(tls.certificate + b"\n" + tls.key) as path:
             try:
                 context.load_cert_chain(path)
@@ -238,7 +271,7 @@ def _unverified(tls: TlsMaterial | None = None) -> ssl.SSLContext:
     return context
 
 
-class _PairError(Exception):
+class _PairError(ssl.SSLError):
     """Certificate and key cannot be used together."""
 
 

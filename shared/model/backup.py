@@ -394,6 +394,15 @@ def is_data_name(name: str) -> bool:
     return _DATA.match(name) is not None
 
 
+def orphan_time(name: str) -> datetime | None:
+    """The latest time a blob named as a part of a backup can have been begun; None for a foreign name."""
+    if match := _DATA.match(name):
+        return _parse_stamp(f"{match['day'].replace('/', '')}T{match['time']}Z")
+    base = _VERDICT.match(name) or _KEYS.match(name)
+    parts = parse_manifest_name(base["base"] + ".json") if base else None
+    return _parse_stamp(f"{parts.day.replace('/', '')}T235959Z") if parts else None
+
+
 def read_listing(blobs: Iterable[ListedBlob]) -> Listing:
     """Backups and orphans of one LIST with metadata; verdicts and key indexes are joined to their manifests.
 

@@ -105,6 +105,11 @@ def format_id(value: int) -> str:
     return f"{value:x}"
 
 
+def parse_id(text: str) -> int | None:
+    """The id in hexadecimal `text`, padded or not; None when it is none."""
+    return int(text, 16) if re.fullmatch(r"[0-9a-fA-F]{1,16}", text) else None
+
+
 def supports_learner_snapshot(version: str) -> bool:
     """Whether a learner of this version serves Snapshot: from 3.5.0 (etcd-io/etcd#12890) and 3.4.28
     (#16990).
