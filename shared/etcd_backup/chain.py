@@ -21,7 +21,7 @@ MOST_LINKS = 254
 
 
 def read_manifest(store: BlobStore, name: str) -> Manifest:
-    """The manifest stored under `name`; NotFoundError when there is none, IntegrityError when it is damaged."""
+    """The manifest called `name`; NotFoundError when there is none, IntegrityError when it is damaged."""
     return Manifest.from_json(store.read(name).data, name)
 
 
@@ -65,7 +65,7 @@ def open_archive(
 def open_chain(
     store: BlobStore, name: str, encryption: Encryption | None = None, environ: Mapping[str, str] = os.environ
 ) -> Chain:
-    """The database of the backup whose manifest is `name`; errors as in `read_manifests` and `open_archive`."""
+    """The database of the backup whose manifest is `name`; errors: `read_manifests`, `open_archive`."""
     return Chain.open(open_archives(store, read_manifests(store, name), encryption, environ))
 
 

@@ -1,0 +1,63 @@
+"""Etcd backups of one cluster, the whole story: observe, decide, act, record.
+
+Called for every nudge by the runtime, under the claim on (cluster, etcd-backup).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from shared.etcd_backup.act import Place, act
+from shared.etcd_backup.decide import decide
+from shared.etcd_backup.observe import observe
+from shared.etcd_backup.policy import EtcdBackupPolicy
+from shared.model.plan import Outcome
+from shared.record import record
+
+if TYPE_CHECKING:
+    from shared.bootstrap import Clients
+    from shared.runtime.claim import Claim
+    from shared.settings import Cluster
+
+
+def reconcile(cluster: Cluster, clients: Clients, claim: Claim, now: datetime) -> list[Outcome]:
+    """One pass; RunFailedError at the end when an action failed, so that the platform delivers again."""
+    with open_place(cluster, clients, claim) as place:
+        note_first_look(claim, now)
+        observation = observe(cluster, place.etcd, place.store, state=claim.state, now=now)
+        plan = decide(observation, place.policy, now)
+        outcomes = act(plan, place)
+    record(clients, plan, outcomes)
+    return outcomes
+
+
+@contextmanager
+def open_place(cluster: Cluster, clients: Clients, claim: Claim) -> Iterator[Place]:
+    """The cluster's etcd and its container, made ready; SettingsError when the cluster has no etcd."""
+    from shared.clients.etcd import EtcdClient
+    from shared.errors import SettingsError
+
+    if cluster.etcd is None:
+        raise SettingsError(f"cluster '{cluster.name}' has no 'etcd' in the configuration; add its endpoints")
+    policy = cluster.etcd_backup or EtcdBackupPolicy()
+    store = clients.blobs(policy.container)
+    store.ensure()
+    with EtcdClient(cluster.etcd, clients.environ) as etcd:
+        yield Place(
+            cluster=cluster.name,
+            policy=policy,
+            store=store,
+            etcd=etcd,
+            claim=claim,
+            environ=clients.environ,
+            now=clients.now,
+        )
+
+
+def note_first_look(claim: Claim, now: datetime) -> None:
+    """Remember since when the cluster is looked after: the objective's alarm gives it that long."""
+    if "firstSeenAt" not in claim.state:
+        claim.save(claim.state | {"firstSeenAt": f"{now:%Y-%m-%dT%H:%M:%SZ}"})
