@@ -1,0 +1,268 @@
+"""`keeper backup`: list, verify in place, restore, and read single objects straight from the store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shared.cli.console import print_json, print_line, print_note, print_table, size, when
+from shared.cli.session import Session, complete_cluster, session
+from shared.errors import NotFoundError, SettingsError
+
+if TYPE_CHECKING:
+    from shared.clients.blob import BlobStore
+    from shared.etcd_backup.archive import Chain
+    from shared.etcd_backup.key_index import Entry
+    from shared.etcd_backup.policy import EtcdBackupPolicy
+    from shared.model.backup import BackupRecord, Verdict
+    from shared.settings import Cluster
+
+app = typer.Typer(help="List, verify, restore and read etcd backups.", no_args_is_help=True)
+
+ClusterOption = Annotated[
+    str | None,
+    typer.Option("--cluster", "-c", autocompletion=complete_cluster, help="Cluster, if there are several."),
+]
+BackupArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[BACKUP]", help="Name as 'list' prints it, its run, or a revision; default: the newest."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+@app.command("list")
+def list_backups(context: typer.Context, cluster: ClusterOption = None, as_json: JsonOption = False) -> None:
+    """Every backup of a cluster, or of all, oldest first."""
+    here = session(context)
+    records = [
+        record for one in here.clusters(cluster) if one.etcd_backup for record in records_of(here, one)
+    ]
+    if as_json:
+        print_json({"backups": records})
+        return
+    if not records:
+        print_note("no backups yet; take one with: keeper run backup --wait")
+        return
+    last = ""
+    for one in sorted({record.cluster for record in records}):
+        print_line(f"{last}{one}")
+        last = "\n"
+        _print_records([record for record in records if record.cluster == one])
+
+
+def _print_records(records: list[BackupRecord]) -> None:
+    print_table(
+        ("started (UTC)", "revision", "kind", "stored", "database", "run", "verdict"),
+        (
+            (
+                when(record.started_at),
+                record.revision,
+                record.kind,
+                size(record.stored_bytes),
+                size(record.database_bytes),
+                record.run,
+                record.verdict or "not verified yet",
+            )
+            for record in records
+        ),
+        right=("revision", "stored", "database"),
+    )
+
+
+def records_of(here: Session, cluster: Cluster) -> tuple[BackupRecord, ...]:
+    """The cluster's backups, oldest first; none while the container does not exist."""
+    from shared.model.backup import read_listing
+
+    store = here.clients.blobs(policy_of(cluster).container)
+    try:
+        return read_listing(store.list(f"{cluster.name}/")).records
+    except NotFoundError as error:
+        if error.code == "ContainerNotFound":
+            return ()
+        raise
+
+
+def policy_of(cluster: Cluster) -> EtcdBackupPolicy:
+    """The cluster's backup policy; SettingsError when it has none."""
+    if cluster.etcd_backup is None:
+        raise SettingsError(f"cluster '{cluster.name}' has no 'etcdBackup' in the configuration; add it")
+    return cluster.etcd_backup
+
+
+def find_backup(
+    here: Session, cluster: str | None, wanted: str | None
+) -> tuple[Cluster, BlobStore, BackupRecord]:
+    """Cluster, store and backup meant by `[CLUSTER/]BACKUP`: a manifest, run, revision, `latest` or None.
+
+    NotFoundError when there is none, SettingsError when several are meant or it is not clear which cluster.
+    """
+    first, _, rest = (wanted or "").partition("/")
+    if rest and not cluster and any(first == known.name for known in here.settings.clusters):
+        cluster, wanted = first, rest
+    one = here.cluster(cluster)
+    records = records_of(here, one)
+    store = here.clients.blobs(policy_of(one).container)
+    if not records:
+        raise NotFoundError(
+            f"container '{store.name}' has no backup of '{one.name}'; take one with: keeper run backup --wait"
+        )
+    if wanted is None or wanted == "latest":
+        return one, store, records[-1]
+    found = [record for record in records if wanted in _names(record)]
+    if not found:
+        raise NotFoundError(
+            f"'{one.name}' has no backup '{wanted}'; list them with: keeper backup list --cluster {one.name}"
+        )
+    if len(found) > 1:
+        runs = ", ".join(record.run for record in found)
+        raise SettingsError(f"'{wanted}' means {len(found)} backups; name one by its run: {runs}")
+    return one, store, found[0]
+
+
+def _names(record: BackupRecord) -> tuple[str, ...]:
+    full, bare = record.name, record.name.removeprefix(f"{record.cluster}/")
+    short = (full.removesuffix(".json"), bare.removesuffix(".json"))
+    return (full, bare, *short, record.run, str(record.revision))
+
+
+@app.command("verify")
+def verify(
+    context: typer.Context,
+    backup: BackupArgument = None,
+    cluster: ClusterOption = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Do not ask etcd's members for their HashKV.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Read a backup back from the store and prove it; exit code 0 only when it is verified.
+
+    Writes nothing. To have the verdict stored beside the backup: keeper run verify-backup --set backup=NAME.
+    """
+    here = session(context)
+    one, store, record = find_backup(here, cluster, backup)
+    print_note(f"reading back {record.name}, {size(record.database_bytes)} of database")
+    verdict = _verify(here, one, store, record.name, offline=offline)
+    if as_json:
+        print_json(verdict)
+    else:
+        _print_verdict(verdict)
+    return 0 if verdict.state == "verified" else 1
+
+
+def _verify(here: Session, cluster: Cluster, store: BlobStore, name: str, *, offline: bool) -> Verdict:
+    from shared.clients.etcd import EtcdClient
+    from shared.etcd_backup.verify import verify_stored
+
+    encryption, now = policy_of(cluster).encryption, here.clients.now()
+    if offline or cluster.etcd is None:
+        return verify_stored(store, name, None, now, encryption=encryption, environ=here.environ).verdict
+    with EtcdClient(cluster.etcd, here.environ) as etcd:
+        return verify_stored(store, name, etcd, now, encryption=encryption, environ=here.environ).verdict
+
+
+def _print_verdict(verdict: Verdict) -> None:
+    print_line(f"{verdict.state}: {verdict.message} ({verdict.reason})")
+    facts = {
+        "place": verdict.place,
+        "sha256": verdict.sha256,
+        "status hash": f"{verdict.status_hash:x}" if verdict.status_hash is not None else None,
+        "rows": verdict.total_rows,
+        "HashKV": verdict.hash_kv,
+        "read": f"{size(verdict.read_bytes)} in {verdict.seconds:.1f} s" if verdict.read_bytes else None,
+    }
+    for name, value in facts.items():
+        if value is not None:
+            print_line(f"  {name:<12} {value}")
+    for witness in verdict.witnesses:
+        said = {True: "agrees", False: "DIFFERS", None: "cannot be compared"}[witness.agrees]
+        print_line(f"  {'witness':<12} {witness.endpoint} {witness.error or said}")
+
+
+@app.command("get")
+def get(  # noqa: PLR0917  typer reads the options from the signature
+    context: typer.Context,
+    backup: Annotated[
+        str, typer.Argument(metavar="[CLUSTER/]BACKUP", help="As 'list' prints it, or 'latest'.")
+    ],
+    key: Annotated[
+        str, typer.Argument(metavar="[KEY|PREFIX]", help="Such as /registry/configmaps/default/.")
+    ] = "",
+    cluster: ClusterOption = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Write the object's bytes to stdout as they are.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List keys, or print one object, straight from the store without downloading the backup."""
+    import sys
+
+    from shared.cli.objects import describe, readable
+    from shared.etcd_backup.key_index import read_object
+
+    here = session(context)
+    one, store, record = find_backup(here, cluster, backup)
+    chain = open_chain_of(here, one, store, record)
+    entries = _entries(here, store, record, chain, key)
+    exact = next((entry for entry in entries if entry.key == key.encode()), None)
+    if exact is None:
+        _print_keys(record, entries, key, raw=raw, as_json=as_json)
+        return
+    found = read_object(chain.image(), exact)
+    if raw:
+        sys.stdout.buffer.write(found.value)
+    elif as_json:
+        revisions = {
+            "createRevision": found.create_revision,
+            "modRevision": found.mod_revision,
+            "version": found.version,
+            "lease": found.lease,
+        }
+        print_json({"backup": record.name, "key": key, **revisions, **describe(found.value)})
+    else:
+        print_line(readable(found.value))
+
+
+def open_chain_of(here: Session, cluster: Cluster, store: BlobStore, record: BackupRecord) -> Chain:
+    """The stored backup, its data key unwrapped; errors as in `shared.etcd_backup.chain.open_chain`."""
+    from shared.etcd_backup.chain import open_chain
+
+    return open_chain(store, record.name, policy_of(cluster).encryption, here.environ)
+
+
+def _entries(here: Session, store: BlobStore, record: BackupRecord, chain: Chain, prefix: str) -> list[Entry]:
+    """The live keys that begin with `prefix`: from the index that verifying left, or from a whole scan."""
+    from shared.etcd_backup.key_index import KeyIndex, collect
+
+    wanted = prefix.encode()
+    if record.key_index:
+        name = record.key_index
+        index = KeyIndex.open(
+            name,
+            store.properties(name).size,
+            lambda offset, length: store.read_range(name, offset, length),
+            chain,
+        )
+        return list(index.entries(wanted))
+    print_note(f"no key index, as it was never verified; reading all of it, {size(record.database_bytes)}")
+    collector, report = collect(chain)
+    return [entry for entry in collector.live(report) if entry.key.startswith(wanted)]
+
+
+def _print_keys(record: BackupRecord, entries: list[Entry], prefix: str, *, raw: bool, as_json: bool) -> None:
+    if not entries and prefix:
+        raise NotFoundError(f"no key of {record.name} begins with '{prefix}'")
+    if raw:
+        raise SettingsError(f"'{prefix}' is no key but the beginning of {len(entries)}; --raw takes one key")
+    if as_json:
+        keys = [
+            {"key": entry.key.decode(errors="replace"), "modRevision": entry.main, "bytes": entry.row_bytes}
+            for entry in entries
+        ]
+        print_json({"backup": record.name, "prefix": prefix, "keys": keys})
+        return
+    for entry in entries:
+        print_line(entry.key.decode(errors="backslashreplace"))

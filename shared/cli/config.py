@@ -1,0 +1,45 @@
+"""`keeper config`: check kubekeeper.yaml and print its JSON Schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shared.cli.console import print_line
+
+app = typer.Typer(help="Check the configuration, print its schema.", no_args_is_help=True)
+
+
+@app.command("check")
+def check(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="kubekeeper.yaml, or - for standard input.")],
+) -> None:
+    """Validate a configuration; no network, no secrets needed."""
+    import sys
+
+    from shared.errors import SettingsError
+    from shared.settings import Settings, parse_settings
+
+    try:
+        text = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise SettingsError(f"cannot read '{file}': {error.strerror}") from error
+    settings: Settings = parse_settings(text, "standard input" if file == "-" else file)
+    with_backups = sum(1 for cluster in settings.clusters if cluster.etcd_backup)
+    print_line(f"{file}: valid; clusters: {len(settings.clusters)}, with etcd backups: {with_backups}")
+
+
+@app.command("schema")
+def schema(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead.")] = None,
+) -> None:
+    """Print the JSON Schema of kubekeeper.yaml, for editors."""
+    from shared.cli.schema import schema_text
+
+    if output:
+        output.write_text(schema_text())
+        print_line(f"wrote {output}")
+    else:
+        print_line(schema_text().rstrip("\n"))

@@ -1,0 +1,135 @@
+"""What `keeper` prints: tables and lines for people on a terminal, one JSON document for programs.
+
+Colours only on a terminal (and never with NO_COLOR); tables fit 80 columns when the width is unknown. rich is
+imported when something is printed, not when the command line starts.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PLAIN_COLUMNS = 80  # a pipe or file has no width; 80 fits mail, tickets and half a screen
+
+STYLES = {
+    "verified": "green",
+    "Succeeded": "green",
+    "succeeded": "green",
+    "ok": "green",
+    "unverified": "yellow",
+    "Skipped": "yellow",
+    "warning": "yellow",
+    "bad": "red",
+    "Failed": "red",
+    "failed": "red",
+    "problem": "red",
+}
+"""Words with a colour of their own wherever a cell consists of them."""
+
+
+_ANSI = {"green": 32, "yellow": 33, "red": 31}
+
+
+def print_json(document: Any) -> None:
+    """One JSON document, indented, times in RFC 3339."""
+    text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+    sys.stdout.write(text + "\n")
+
+
+def print_line(line: str = "") -> None:
+    """One line on stdout."""
+    sys.stdout.write(line + "\n")
+
+
+def styled(text: str, word: str) -> str:
+    """`text` in the colour that `word` has, on a terminal; otherwise unchanged."""
+    style = STYLES.get(word)
+    if not style or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return f"\x1b[{_ANSI[style]}m{text}\x1b[0m"
+
+
+def print_note(line: str) -> None:
+    """One line for people on stderr: progress, or what comes next; stdout keeps the answer alone."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    right: Iterable[str] = (),
+    whole: Iterable[str] = (),
+) -> None:
+    """A table. `right` columns are right-aligned, `whole` ones are folded rather than squeezed."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(
+            name,
+            justify="right" if name in set(right) else "left",
+            overflow="fold",
+            no_wrap=name in set(right),
+            min_width=len(name) if name in set(whole) else None,
+        )
+    for row in rows:
+        cells = ["" if cell is None else str(cell) for cell in row]
+        table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in cells))
+    console().print(table)
+
+
+def console() -> Console:
+    """Standard output as rich sees it."""
+    from rich.console import Console
+
+    is_terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size((PLAIN_COLUMNS, 24)).columns if is_terminal else PLAIN_COLUMNS
+    return Console(
+        file=sys.stdout,
+        width=width,
+        force_terminal=is_terminal,
+        no_color=not is_terminal or bool(os.environ.get("NO_COLOR")),
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=False,
+    )
+
+
+def size(value: float) -> str:
+    """Bytes as people read them: `912 B`, `1.3 MB` (decimal, as Azure bills)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def ago(then: datetime, now: datetime) -> str:
+    """How long ago, in the largest two units: `3m 20s`, `2d 4h`."""
+    seconds = max(0, round((now - then).total_seconds()))
+    parts = [
+        (seconds // 86400, "d"),
+        (seconds // 3600 % 24, "h"),
+        (seconds // 60 % 60, "m"),
+        (seconds % 60, "s"),
+    ]
+    first = next((i for i, (count, _) in enumerate(parts) if count), 3)
+    return " ".join(f"{count}{unit}" for count, unit in parts[first : first + 2] if count) or "0s"
+
+
+def when(value: datetime) -> str:
+    """A time as tables show it: UTC, to the second."""
+    return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")

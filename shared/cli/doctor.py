@@ -1,0 +1,385 @@
+"""`keeper doctor`: checks everything the app depends on by real calls; one line per finding, with its remedy.
+
+Every check returns findings and raises nothing an operator can cause, so that one broken part hides no other.
+It writes only what proves that it may: a blob, a row, both removed at once.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from shared.cli.console import print_json, print_line, styled
+from shared.cli.session import Session, complete_cluster, session
+from shared.errors import AutomationError, SettingsError
+
+if TYPE_CHECKING:
+    from shared.etcd_backup.observation import EndpointReading, Observation
+    from shared.settings import Cluster, Settings
+
+SKEW_WARNING = timedelta(seconds=5)
+"""Certificates, leases and plans stand much more; logs that are compared do not."""
+EXPIRY_WARNING = timedelta(days=30)
+LATE_TICK = timedelta(minutes=30)
+"""Timers of this app fire every few minutes; half an hour of silence is a dead timer, not jitter."""
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """`level` is ok, warning or problem; `message` says what was found and, unless ok, what to do."""
+
+    level: str
+    subject: str
+    message: str
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `keeper`."""
+    app.command("doctor")(doctor)
+
+
+def doctor(
+    context: typer.Context,
+    cluster: Annotated[
+        str | None,
+        typer.Option("--cluster", "-c", autocompletion=complete_cluster, help="Only this cluster."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> int:
+    """Check credentials, roles, reachability, clocks and configuration; one line per finding."""
+    here = session(context)
+    findings: list[Finding] = []
+    for finding in examine(here, cluster):
+        findings.append(finding)
+        if not as_json:
+            print_line(f"{styled(f'{finding.level:<8}', finding.level)} {finding.subject}: {finding.message}")
+    problems = sum(finding.level == "problem" for finding in findings)
+    if as_json:
+        print_json({"findings": findings})
+    else:
+        warnings = sum(finding.level == "warning" for finding in findings)
+        print_line(f"{len(findings)} findings: {problems} problems, {warnings} warnings")
+    return 1 if problems else 0
+
+
+def examine(here: Session, cluster: str | None) -> Iterator[Finding]:
+    """All findings, as they are made."""
+    yield from _guarded("storage", lambda: _storage(here))
+    try:
+        settings = here.settings
+        clusters = here.clusters(cluster)
+    except AutomationError as error:
+        yield _problem("configuration", str(error))
+        return
+    names = ", ".join(one.name for one in settings.clusters)
+    yield _ok("configuration", f"valid; clusters: {names}")
+    yield from _guarded("storage account", lambda: _account(here, settings))
+    yield from _guarded("runtime", lambda: _runtime(here))
+    for one in clusters:
+        for part, check in (("etcd", _etcd), ("encryption", _encryption), ("backups", _backups)):
+            yield from _guarded(f"{one.name} {part}", partial(check, here, one))
+
+
+def _ok(subject: str, message: str) -> Finding:
+    return Finding(level="ok", subject=subject, message=message)
+
+
+def _warning(subject: str, message: str) -> Finding:
+    return Finding(level="warning", subject=subject, message=message)
+
+
+def _problem(subject: str, message: str) -> Finding:
+    return Finding(level="problem", subject=subject, message=message)
+
+
+def _guarded(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from check()
+    except AutomationError as error:
+        yield _problem(subject, str(error))
+
+
+# Storage
+
+
+def _storage(here: Session) -> Iterator[Finding]:
+    """Write, read and delete in each of the three services: a listing alone would not show a missing role."""
+    for name, prove in (("blobs", _prove_blobs), ("queues", _prove_queues), ("tables", _prove_tables)):
+        subject = f"storage {name}"
+        try:
+            yield from prove(here, subject)
+        except AutomationError as error:
+            yield _problem(subject, f"{error}{_identity_hint(here, error)}")
+
+
+def _prove_blobs(here: Session, subject: str) -> Iterator[Finding]:
+    from shared.runtime.claim import CONTAINER
+
+    store = here.clients.blobs(CONTAINER)
+    store.ensure()
+    name = f"doctor/{uuid.uuid4()}"
+    before = datetime.now(UTC)
+    store.create(name, b"written by keeper doctor; may be deleted")
+    after = datetime.now(UTC)
+    try:
+        theirs = store.properties(name).last_modified
+    finally:
+        store.delete(name)
+    yield _ok(subject, "can be written, read and deleted")
+    # The service tells whole seconds, so anything within one of them counts as equal.
+    ahead = theirs - after if theirs > after else theirs + timedelta(seconds=1) - before
+    if theirs <= after and theirs + timedelta(seconds=1) >= before:
+        ahead = timedelta(0)
+    yield _clock("clock", "the storage account's", ahead)
+
+
+def _prove_queues(here: Session, subject: str) -> Iterator[Finding]:
+    from shared.operations.dispatch import QUEUE
+
+    queue = here.clients.queue(QUEUE)
+    queue.ensure()
+    queue.peek(1)
+    yield _ok(subject, "can be created and read")
+
+
+def _prove_tables(here: Session, subject: str) -> Iterator[Finding]:
+    from shared.runtime.journal import TABLE
+
+    table, row = here.clients.table(TABLE), str(uuid.uuid4())
+    table.put({"PartitionKey": "doctor", "RowKey": row})
+    table.read("doctor", row)
+    table.delete("doctor", row)
+    yield _ok(subject, "can be written, read and deleted")
+
+
+_SIGN_IN = {
+    "AADSTS700016": "no application of the tenant has this client id; correct AZURE_CLIENT_ID",
+    "AADSTS7000215": "the client secret is wrong; set AZURE_CLIENT_SECRET to its value, not to its id",
+    "AADSTS7000222": "the client secret has expired; make a new one and set AZURE_CLIENT_SECRET",
+    "AADSTS90002": "there is no such tenant; correct AZURE_TENANT_ID",
+    "AADSTS900023": "the tenant id is malformed; correct AZURE_TENANT_ID",
+    "AADSTS700027": "the client certificate is not the one registered; correct AZURE_CLIENT_CERTIFICATE_PATH",
+}
+"""Codes of Entra ID (learn.microsoft.com, "Microsoft Entra authentication and authorization error codes")."""
+
+
+def _identity_hint(here: Session, error: AutomationError) -> str:
+    """What Entra ID said, when signing in is what failed."""
+    texts = []
+    cause: BaseException | None = error
+    while cause is not None:
+        texts.append(str(cause))
+        cause = cause.__cause__
+    for code, meaning in _SIGN_IN.items():
+        if any(f"{code}:" in text or f"{code} " in text for text in texts):
+            return f"; {meaning} ({code})"
+    return ""
+
+
+# The account behind it, and the app itself
+
+
+def _account(here: Session, settings: Settings) -> Iterator[Finding]:
+    if not settings.storage_account:
+        yield _warning(
+            "storage account",
+            "its protection (versioning, soft delete, immutability) was not checked; "
+            "set 'storageAccount' in the configuration to its resource id",
+        )
+
+
+def _runtime(here: Session) -> Iterator[Finding]:
+    from shared.runtime import poison
+
+    now = here.clients.now()
+    for automation, tick in here.clients.journal.ticks().items():
+        if now - tick > LATE_TICK:
+            minutes = round((now - tick).total_seconds() / 60)
+            yield _warning(
+                "timers",
+                f"the timer of {automation} has not fired for {minutes} minutes; restart the app, "
+                f"or drive it by POST /api/reconcile/CLUSTER/{automation}",
+            )
+        else:
+            yield _ok("timers", f"{automation} fired {round((now - tick).total_seconds())} s ago")
+    for queue in poison.queues(here.clients):
+        count = here.clients.queue(queue + poison.SUFFIX).count()
+        if count:
+            yield _warning(
+                "poison", f"{count} messages of queue '{queue}' failed for good; see: keeper poison list"
+            )
+
+
+# etcd
+
+
+def _etcd(here: Session, cluster: Cluster) -> Iterator[Finding]:
+    subject = f"{cluster.name} etcd"
+    if cluster.etcd is None:
+        yield _ok(subject, "not configured")
+        return
+    from shared.clients.etcd import EtcdClient
+    from shared.etcd_backup.observe import observe_etcd
+
+    yield from _certificates(here, cluster)
+    with EtcdClient(cluster.etcd, here.environ) as etcd:
+        observation = observe_etcd(cluster, etcd, now=here.clients.now())
+        for reading in observation.endpoints:
+            yield from _member(f"{cluster.name} {reading.endpoint}", reading, observation)
+        if observation.members_error:
+            yield _problem(subject, f"the member list cannot be read: {observation.members_error}")
+            return
+        yield from _voters(subject, observation)
+        yield from _may_take_snapshots(subject, etcd, observation)
+
+
+def _member(subject: str, reading: EndpointReading, observation: Observation) -> Iterator[Finding]:
+    status = reading.status
+    if status is None:
+        yield _problem(subject, reading.error)
+        return
+    role = "learner" if status.is_learner else "leader" if status.is_leader else "follower"
+    yield _ok(subject, f"{role}, etcd {status.version}, answered in {reading.latency_ms} ms")
+    if reading.clock_skew_ms is not None:
+        yield _clock(subject, "its", timedelta(milliseconds=reading.clock_skew_ms))
+    for alarm in status.alarms():
+        if alarm.member_id == status.member_id:
+            yield _problem(subject, f"alarm {alarm.alarm}; mend its cause, then: etcdctl alarm disarm")
+
+
+def _voters(subject: str, observation: Observation) -> Iterator[Finding]:
+    known = {status.member_id for status in observation.statuses}
+    missing = [m.name or f"{m.id:x}" for m in observation.members if m.id not in known and not m.is_learner]
+    if missing:
+        yield _warning(
+            subject,
+            f"no endpoint leads to {', '.join(missing)}; add it to etcd.endpoints or remove the member",
+        )
+
+
+def _may_take_snapshots(subject: str, etcd: object, observation: Observation) -> Iterator[Finding]:
+    """Open a snapshot stream and close it at the first bytes: the call that needs etcd's admin role."""
+    from shared.clients.etcd import EtcdClient
+
+    assert isinstance(etcd, EtcdClient)
+    reachable = [reading.endpoint for reading in observation.endpoints if reading.status]
+    if not reachable:
+        return
+    limit = timedelta(seconds=10)
+    with etcd.snapshot(reachable[0], stall_timeout=limit, total_timeout=limit) as stream:
+        next(stream)
+    yield _ok(subject, "snapshots may be taken")
+
+
+def _certificates(here: Session, cluster: Cluster) -> Iterator[Finding]:
+    from shared.settings import resolve_secret
+
+    assert cluster.etcd is not None
+    tls = cluster.etcd.tls
+    if tls is None:
+        return
+    for what, reference in (("CA certificate", tls.ca), ("client certificate", tls.certificate)):
+        if reference:
+            pem = resolve_secret(reference, here.environ).encode()
+            yield from _validity(f"{cluster.name} {what}", pem, here.clients.now())
+
+
+def _validity(subject: str, pem: bytes, now: datetime) -> Iterator[Finding]:
+    from cryptography import x509
+
+    try:
+        certificates = x509.load_pem_x509_certificates(pem)
+    except ValueError:
+        yield _problem(subject, "is not a PEM certificate; copy it again")
+        return
+    first = min(certificates, key=lambda certificate: certificate.not_valid_after_utc)
+    left, day = first.not_valid_after_utc - now, f"{first.not_valid_after_utc:%Y-%m-%d}"
+    if left < timedelta(0):
+        yield _problem(subject, f"expired on {day}; renew it")
+    elif left < EXPIRY_WARNING:
+        yield _warning(subject, f"expires on {day}, in {left.days} days; renew it")
+    else:
+        yield _ok(subject, f"valid until {day}")
+
+
+# Backups
+
+
+def _encryption(here: Session, cluster: Cluster) -> Iterator[Finding]:
+    """Wrap and unwrap a data key, as a backup and a restore would."""
+    policy = cluster.etcd_backup
+    if policy is None or policy.encryption is None:
+        return
+    from shared.etcd_backup import keys
+
+    data_key, wrapped = keys.new_data_key(policy.encryption, here.environ)
+    if keys.unwrap(wrapped, policy.encryption, here.environ) != data_key:
+        raise SettingsError("the key does not unwrap what it wrapped; check the key in the configuration")
+    yield _ok(
+        f"{cluster.name} encryption", f"key {wrapped.key_id} wraps and unwraps; losing it loses the backups"
+    )
+
+
+def _backups(here: Session, cluster: Cluster) -> Iterator[Finding]:
+    from shared.cli.backup import records_of
+    from shared.etcd_backup.lineage import Lineage
+    from shared.model.duration import parse_duration
+
+    policy, subject = cluster.etcd_backup, f"{cluster.name} backups"
+    if policy is None:
+        yield _warning(subject, "none are configured; add 'etcdBackup' to the configuration")
+        return
+    gap = _longest_gap(policy.schedule, here.clients.now())
+    if parse_duration(policy.objective) < gap:
+        yield _warning(
+            subject,
+            f"objective {policy.objective} is shorter than the {_hours(gap)} between two scheduled backups, "
+            "so the alarm will be raised again and again; lengthen it or schedule more often",
+        )
+    now = here.clients.now()
+    newest = Lineage(records_of(here, cluster)).newest_proven(now)
+    if newest is None:
+        yield _problem(subject, "there is no verified backup; take one with: keeper run backup --wait")
+    elif now - newest.started_at > parse_duration(policy.objective):
+        yield _problem(
+            subject,
+            f"the newest verified backup is {_hours(now - newest.started_at)} old, objective "
+            f"{policy.objective}; "
+            "see: keeper status",
+        )
+    else:
+        yield _ok(subject, f"newest verified backup is {_hours(now - newest.started_at)} old ({newest.run})")
+
+
+def _longest_gap(schedule: str, now: datetime) -> timedelta:
+    """The longest time between two of the next ticks; a hundred see every weekday of an hourly schedule."""
+    from itertools import islice, pairwise
+
+    from cronsim import CronSim
+
+    ticks = list(islice(CronSim(schedule, now), 100))
+    return max((after - before for before, after in pairwise(ticks)), default=timedelta(0))
+
+
+def _hours(value: timedelta) -> str:
+    from shared.model.duration import format_duration
+
+    return (
+        format_duration(timedelta(minutes=value.total_seconds() // 60))
+        if value >= timedelta(minutes=1)
+        else "0m"
+    )
+
+
+def _clock(subject: str, whose: str, ahead: timedelta) -> Finding:
+    if abs(ahead) < SKEW_WARNING:
+        return _ok(subject, f"{whose} clock and ours agree")
+    direction = "ahead of" if ahead > timedelta(0) else "behind"
+    return _warning(
+        subject, f"{whose} clock is {abs(ahead).total_seconds():.0f} s {direction} ours; check NTP on both"
+    )

@@ -1,0 +1,223 @@
+"""`keeper run`, `status` and `explain`: send one-off operations, and see what was done and why."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shared.cli.console import ago, print_json, print_line, print_note, print_table, when
+from shared.cli.session import Session, complete_cluster, session
+from shared.errors import SettingsError, UnavailableError
+
+if TYPE_CHECKING:
+    from shared.operations.catalogue import Operation
+    from shared.runtime.journal import Entry, Summary
+    from shared.runtime.operation import OperationRecord
+
+POLL_SECONDS = 0.5
+NOBODY_TOOK_IT = timedelta(seconds=30)
+"""An idle queue is looked at once a minute at worst; after half of that it is worth saying so."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `keeper`."""
+    app.command("run")(run)
+    app.command("status")(status)
+    app.command("explain")(explain)
+
+
+def _complete_operation(incomplete: str) -> list[tuple[str, str]]:
+    from shared.operations.catalogue import OPERATIONS
+
+    return [(o.name, o.summary) for o in OPERATIONS.values() if o.is_built and o.name.startswith(incomplete)]
+
+
+def run(  # noqa: PLR0917  typer reads the options from the signature
+    context: typer.Context,
+    operation: Annotated[str, typer.Argument(metavar="OPERATION", autocompletion=_complete_operation)],
+    cluster: Annotated[
+        str | None,
+        typer.Option("--cluster", "-c", autocompletion=complete_cluster, help="Cluster to act on."),
+    ] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter; may be repeated.")
+    ] = None,
+    operation_id: Annotated[
+        str | None, typer.Option("--id", help="Id of the operation; the same id twice runs once.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", "-w", help="Follow it to its outcome.")] = False,
+    timeout: Annotated[str, typer.Option("--timeout", help="How long to follow it.")] = "30m",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> int:
+    """Send a one-off operation to the app's queue; with --wait, follow it to its outcome."""
+    from shared.model.duration import parse_duration
+    from shared.operations.catalogue import find
+    from shared.operations.dispatch import submit
+
+    try:
+        limit = parse_duration(timeout)
+    except ValueError as error:
+        raise SettingsError(f"--timeout: {error}") from error
+    here = session(context)
+    known = find(operation)
+    given = _parameters(known, assignments or [])
+    name = here.cluster(cluster).name
+    identity = submit(here.clients, operation, name, given, operation_id)
+    if not wait:
+        if as_json:
+            print_json({"id": identity, "operation": operation, "cluster": name, "parameters": given})
+        else:
+            print_line(f"sent {operation} for {name}; follow it with: keeper explain {identity}")
+        return 0
+    print_note(f"sent {operation} for {name}, id {identity}")
+    record = _follow(here, identity, limit)
+    if as_json:
+        print_json(record)
+    else:
+        print_line(f"{record.state}: {record.message}")
+    return 0 if record.state == "Succeeded" else 1
+
+
+def _parameters(operation: Operation, assignments: list[str]) -> dict[str, Any]:
+    """`key=value` pairs as the operation's parameters, values read as the type each has there."""
+    import msgspec
+
+    from shared.operations.catalogue import read_parameters
+
+    given: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key:
+            raise SettingsError(f"--set {assignment}: expected KEY=VALUE")
+        if key in given:
+            raise SettingsError(f"--set {key}: given twice")
+        given[key] = value
+    try:
+        typed = msgspec.to_builtins(msgspec.convert(given, operation.parameters, strict=False))
+    except msgspec.ValidationError:
+        read_parameters(operation, given)  # raises, naming the parameter and those there are
+        raise
+    return {key: typed[key] for key in given}
+
+
+def _follow(here: Session, identity: str, limit: timedelta) -> OperationRecord:
+    """Poll the operation's record until it is over, telling its progress; UnavailableError after `limit`."""
+    from shared.operations.dispatch import get_operation
+
+    began, shown, warned = time.monotonic(), "", False
+    while True:
+        record = get_operation(here.clients, identity)
+        if record and record.is_over:
+            return record
+        waited = time.monotonic() - began
+        if record is None and waited > NOBODY_TOOK_IT.total_seconds() and not warned:
+            print_note("no function app has taken the message yet; is it running? (still waiting)")
+            warned = True
+        line = (record.progress or record.message or record.state.lower()) if record else ""
+        if line and line != shown:
+            print_note(f"  {line}")
+            shown = line
+        if waited > limit.total_seconds():
+            what = f"is still {record.state.lower()}" if record else "was not taken off the queue by any app"
+            raise UnavailableError(
+                f"operation {identity} {what}; it is not lost: look again with 'keeper explain {identity}'"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def status(
+    context: typer.Context,
+    cluster: Annotated[
+        str | None,
+        typer.Option("--cluster", "-c", autocompletion=complete_cluster, help="Only this cluster."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """What every automation last saw, did and left alone."""
+    from shared.cli.status import collect
+
+    here = session(context)
+    document = collect(here.clients, here.clusters(cluster))
+    if as_json:
+        print_json(document)
+        return
+    now = document.now
+    print_table(
+        ("cluster", "automation", "state", "last pass", "did", "left alone"),
+        (
+            (
+                row.cluster,
+                row.automation,
+                row.state,
+                f"{ago(row.last_pass, now)} ago" if row.last_pass else "never",
+                len(row.summary.actions) if row.summary else "",
+                len(row.summary.left_alone) if row.summary else "",
+            )
+            for row in document.rows
+        ),
+        right=("did", "left alone"),
+    )
+    for row in document.rows:
+        if row.summary:
+            _print_summary(row.summary)
+    if document.poison:
+        print_line()
+        for queue, count in document.poison.items():
+            print_line(f"{queue}: {count} messages failed for good; look with: keeper poison list")
+
+
+def _print_summary(summary: Summary) -> None:
+    if not summary.actions and not summary.left_alone:
+        return
+    print_line()
+    print_line(f"{summary.cluster} {summary.automation}, {when(summary.at)} UTC")
+    for action in summary.actions:
+        print_line(f"  {action['status']} {action['kind']} {action['target']}: {action['message']}")
+    for left in summary.left_alone:
+        print_line(f"  left alone {left['subject']} ({left['reason']}): {left['message']}")
+
+
+def explain(
+    context: typer.Context,
+    operation_id: Annotated[str, typer.Argument(metavar="OPERATION-ID", help="As 'keeper run' printed it.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> int:
+    """What became of an operation, and the evidence behind each of its actions."""
+    from shared.errors import NotFoundError
+    from shared.operations.dispatch import get_operation
+
+    here = session(context)
+    record = get_operation(here.clients, operation_id)
+    entries = here.clients.journal.of_operation(operation_id)
+    if record is None and not entries:
+        raise NotFoundError(
+            f"no operation '{operation_id}' has been taken off the queue; "
+            "check the id, or that the app runs and 'keeper poison list' is empty"
+        )
+    if as_json:
+        print_json({"operation": record, "entries": entries})
+    else:
+        _print_operation(record, entries)
+    return 0
+
+
+def _print_operation(record: OperationRecord | None, entries: list[Entry]) -> None:
+    if record:
+        parameters = " ".join(f"{key}={value}" for key, value in record.parameters.items())
+        print_line(f"{record.operation} of {record.cluster} {parameters}".rstrip())
+        print_line(f"  state     {record.state}, attempts {record.attempts}")
+        print_line(f"  accepted  {when(record.accepted_at)} UTC, last change {when(record.updated_at)} UTC")
+        for name, text in (("progress", record.progress), ("message", record.message)):
+            if text:
+                print_line(f"  {name:<9} {text}")
+    for entry in reversed(entries):
+        print_line()
+        print_line(f"{when(entry.at)} {entry.status} {entry.action or entry.kind} {entry.target}".rstrip())
+        print_line(f"  reason    {entry.reason}: {entry.message}")
+        for line in entry.evidence:
+            print_line(f"  evidence  {line}")
+        for key, value in entry.data.items():
+            print_line(f"  {key:<9} {value}")

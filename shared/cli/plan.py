@@ -1,0 +1,167 @@
+"""`keeper plan` and `keeper snapshot`: what an automation would do and why, and the observation it rests on.
+
+With `--from` a plan is made purely from a snapshot file: no network, no settings, no clock.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shared.cli.console import print_json, print_line, print_note, when
+from shared.cli.session import Session, complete_cluster, session
+from shared.errors import SettingsError
+
+if TYPE_CHECKING:
+    from shared.etcd_backup.observation import Observation
+    from shared.model.plan import Plan
+    from shared.settings import Cluster
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `keeper`."""
+    app.command("plan")(plan)
+    app.command("snapshot")(snapshot)
+
+
+def _complete_automation(incomplete: str) -> list[str]:
+    from shared.runtime.automation import built
+
+    return [name for name in built() if name.startswith(incomplete)]
+
+
+AutomationArgument = Annotated[
+    str,
+    typer.Argument(metavar="AUTOMATION", autocompletion=_complete_automation, help="Such as etcd-backup."),
+]
+
+
+def plan(
+    context: typer.Context,
+    automation: AutomationArgument,
+    cluster: Annotated[
+        str | None,
+        typer.Option("--cluster", "-c", autocompletion=complete_cluster, help="Only this cluster."),
+    ] = None,
+    snapshot_file: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="SNAPSHOT", help="Decide purely from this file; no network."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Decide without acting: actions in order with their evidence, and everything left alone."""
+    from shared.runtime import automation as automations
+
+    automations.find(automation)
+    if snapshot_file:
+        plans = [_plan(_read(snapshot_file, cluster))]
+    else:
+        here = session(context)
+        plans = [_plan(_observe(here, one)) for one in _configured(here, automation, cluster)]
+    if as_json:
+        documents = [plan.document() for plan in plans]
+        print_json(documents[0] if cluster or snapshot_file or len(documents) == 1 else documents)
+        return
+    for number, made in enumerate(plans):
+        if number:
+            print_line()
+        _print_plan(made)
+
+
+def snapshot(
+    context: typer.Context,
+    automation: AutomationArgument,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="File to write; - for stdout.")
+    ],
+    cluster: Annotated[
+        str | None,
+        typer.Option("--cluster", "-c", autocompletion=complete_cluster, help="Cluster to observe."),
+    ] = None,
+) -> None:
+    """Record an observation, for `keeper plan --from`. It holds no secrets."""
+    from shared.etcd_backup.observation import save
+    from shared.runtime import automation as automations
+
+    automations.find(automation)
+    here = session(context)
+    observation = _observe(here, here.cluster(cluster))
+    if str(output) == "-":
+        print_line(save(observation).decode().rstrip("\n"))
+        return
+    output.write_bytes(save(observation))
+    print_note(f"wrote {output}; decide from it with: keeper plan {automation} --from {output}")
+
+
+def _configured(here: Session, automation: str, cluster: str | None) -> tuple[Cluster, ...]:
+    from shared.runtime import automation as automations
+
+    found = automations.find(automation)
+    if cluster:
+        one = here.cluster(cluster)
+        automations.require_configured(found, one)
+        return (one,)
+    clusters = automations.configured(found, here.settings)
+    if not clusters:
+        raise SettingsError(f"no cluster is configured for {automation}; add it to the configuration")
+    return clusters
+
+
+def _read(file: Path, cluster: str | None) -> Observation:
+    from shared.etcd_backup.observation import load
+
+    try:
+        observation = load(file.read_bytes(), str(file))
+    except OSError as error:
+        raise SettingsError(f"cannot read '{file}': {error.strerror}; check --from") from error
+    if cluster and cluster != observation.cluster:
+        raise SettingsError(f"'{file}' was recorded for cluster '{observation.cluster}', not '{cluster}'")
+    return observation
+
+
+def _plan(observation: Observation) -> Plan:
+    from shared.etcd_backup.decide import decide
+
+    return decide(observation, observation.policy, observation.now)
+
+
+def _observe(here: Session, cluster: Cluster) -> Observation:
+    from msgspec import to_builtins
+
+    from shared.clients.etcd import EtcdClient
+    from shared.etcd_backup.observe import observe, observe_etcd
+    from shared.model.backup import Listing
+    from shared.runtime import automation as automations
+
+    automation = automations.find("etcd-backup")
+    automations.require_configured(automation, cluster)
+    assert cluster.etcd is not None
+    assert cluster.etcd_backup is not None
+    document = here.clients.claims.state(cluster.name, automation.name)
+    state = document.automation | ({"paused": to_builtins(document.paused)} if document.paused else {})
+    store = here.clients.blobs(cluster.etcd_backup.container)
+    with EtcdClient(cluster.etcd, here.environ) as etcd:
+        if not store.exists():  # the first pass will create it; until then there is no backup
+            nothing = Listing(records=(), orphans=())
+            return observe_etcd(cluster, etcd, listing=nothing, state=state, now=here.clients.now())
+        return observe(cluster, etcd, store, state=state, now=here.clients.now())
+
+
+def _print_plan(plan: Plan) -> None:
+    document = plan.document()
+    print_line(f"{plan.automation} of {plan.cluster} at {when(plan.now)} UTC, plan {document['digest'][:12]}")
+    if not plan.actions:
+        print_line("  nothing to do")
+    for number, action in enumerate(plan.actions, start=1):
+        print_line(f"  {number}. {action.kind} {action.target}")
+        print_line(f"     {action.reason}: {action.message}")
+        for key, value in action.parameters.items():
+            print_line(f"     {key}: {value}")
+        for line in action.evidence:
+            print_line(f"     evidence: {line}")
+        for line in action.preconditions:
+            print_line(f"     only if: {line}")
+    for left in plan.left_alone:
+        print_line(f"  left alone: {left.subject} ({left.reason}): {left.message}")
