@@ -28,12 +28,13 @@ from shared.clients import etcd_diagnosis
 from shared.errors import ApiError, ForbiddenError, SettingsError, UnavailableError
 from shared.model.duration import format_duration
 from shared.model.etcd import Alarm, HashKV, KeyValue, Member, MemberStatus, RangeResult
-from shared.settings import EtcdConnection, resolve_secret
+from shared.secret import resolve_secret
 
 if TYPE_CHECKING:
     import grpc
 
     from shared.clients import etcd_api_pb2 as pb
+    from shared.settings import EtcdConnection
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from shared.errors import IntegrityError, SettingsError
 from shared.etcd_backup.policy import Encryption
 from shared.model.backup import WrappedKey
-from shared.settings import resolve_secret
+from shared.secret import resolve_secret
 
 if TYPE_CHECKING:
     from shared.clients.keyvault import KeyVault

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from shared.errors import SettingsError
-from shared.settings import load_settings, parse_settings, resolve_secret
+from shared.secret import resolve_secret
+from shared.settings import load_settings, parse_settings
 
 GOOD = """\
 clusters:
