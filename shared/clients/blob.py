@@ -89,9 +89,15 @@ class BlobStore:
 
     def read_range(self, name: str, offset: int, length: int) -> bytes:
         """`length` bytes from `offset` in one request; fewer or none where the blob ends."""
+        if not length:
+            return b""
         try:
             with translated(f"read blob '{name}' in container '{self.name}'"):
                 return self._blob(name).download_blob(offset=offset, length=length).readall()
+        except ValueError:  # the SDK on an empty blob in Azurite, which answers without Content-Range
+            if self.properties(name).size:
+                raise
+            return b""
         except ApiError as error:
             if error.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return b""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -40,6 +40,7 @@ from shared.model.duration import parse_duration
 from shared.model.etcd_snapshot import read_revisions
 from shared.runtime.claim import Claim
 
+_STREAM = "stream"  # the place an archive names when not the stored bytes are at fault but what etcd sent
 _UNKNOWN = Revisions(revision=0, last_row_revision=0, compact_revision=0, scheduled_compact_revision=0)
 
 
@@ -93,33 +94,38 @@ class Taker:
         self._policy, self._environ, self._now = policy, environ, now
 
     def take(self, order: Order) -> Taken:
-        """One backup, committed but not yet proven.
+        """One backup, committed but not yet proven; a full where the parent turns out to be unreadable.
 
         Raises UnavailableError (the stream; nothing is stored), IntegrityError (what arrived is not what etcd
         sent, or what was stored cannot be read back), other ApiErrors of store and etcd, LostLeaseError.
         """
+        parent, notes = self._open_parent(order)
+        if parent is None:
+            return self._take(order, None, notes)
+        try:
+            return self._take(order, parent, notes)
+        except IntegrityError as error:
+            if error.place == _STREAM:
+                raise
+            return self._take(replace(order, run=order.run + "f"), None, (_instead(error),))
+
+    def _take(self, order: Order, parent: _Parent | None, notes: tuple[str, ...]) -> Taken:
         started = self._now()
         self._claim.ensure()
-        parent, notes = self._open_parent(order)
         data_key, encryption = self._data_key()
         staged, storage_version = self._stage(order, started, parent, data_key)
-        upload_began = time.monotonic()
+        committing = time.monotonic()
         self._claim.commit_blocks(self._store, staged.name, staged.block_ids, {"run": order.run})
         source = msgspec.structs.replace(order.source, storage_version=storage_version or None)
         manifest = _manifest(order, source, staged, started=started, parent=parent, encryption=encryption)
         chain = self._open(manifest, parent, data_key)
-        revisions = read_revisions(chain.image())
-        manifest = msgspec.structs.replace(
+        manifest = _with_revisions(
             manifest,
-            revisions=revisions,
-            bump_revision=bump_revision_advice(revisions.revision),
-            timings=msgspec.structs.replace(
-                manifest.timings,
-                committed_at=self._now(),
-                upload_seconds=round(staged.upload_seconds + time.monotonic() - upload_began, 3),
-            ),
+            read_revisions(chain.image()),
+            committed_at=self._now(),
+            upload_seconds=staged.upload_seconds + time.monotonic() - committing,
         )
-        asked = ask_members(self._etcd, revisions.revision)
+        asked = ask_members(self._etcd, manifest.revisions.revision)
         self._claim.create_blob(self._store, manifest.name, manifest.to_json(), manifest.metadata())
         return Taken(
             manifest=manifest,
@@ -138,7 +144,7 @@ class Taker:
             archives = open_archives(self._store, manifests, self._policy.encryption, self._environ)
             return _Parent(archives, manifests[-1], Chain.open(archives)), ()
         except (IntegrityError, NotFoundError) as error:
-            return None, (f"a full was taken instead, because the parent cannot be read: {error}",)
+            return None, (_instead(error),)
 
     def _data_key(self) -> tuple[bytes | None, EncryptionSummary | None]:
         if self._policy.encryption is None:
@@ -200,6 +206,20 @@ def _manifest(
         parent=ParentRef(name=parent.manifest.name, digest=parent.manifest.digest()) if parent else None,
         encryption=encryption,
     )
+
+
+def _with_revisions(
+    manifest: Manifest, revisions: Revisions, *, committed_at: datetime, upload_seconds: float
+) -> Manifest:
+    timings = msgspec.structs.replace(
+        manifest.timings, committed_at=committed_at, upload_seconds=round(upload_seconds, 3)
+    )
+    bump = bump_revision_advice(revisions.revision)
+    return msgspec.structs.replace(manifest, revisions=revisions, bump_revision=bump, timings=timings)
+
+
+def _instead(error: Exception) -> str:
+    return f"a full was taken instead of a delta, because the parent cannot be read: {error}"
 
 
 def _check_unchanged(parent: Manifest, order: Order) -> None:

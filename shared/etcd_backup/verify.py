@@ -75,7 +75,19 @@ class Asked:
                 return self.etcd.hash_kv(self.endpoint, self.revision)
             except ApiError as error:
                 failure = error
-        return failure
+        return self._newest() or failure if failure.code == "Compacted" else failure
+
+    def _newest(self) -> HashKV | None:
+        """The hash at the newest revision, if that is still ours.
+
+        Before 3.5.16 etcd calls the compacted revision itself compacted, but answers for the newest one. A
+        member that has compacted at our revision has reached it, so its newest cannot be an older one.
+        """
+        with suppress(ApiError):
+            newest = self.etcd.hash_kv(self.endpoint)
+            if newest.revision == newest.compact_revision == self.revision:
+                return newest
+        return None
 
 
 @dataclass(frozen=True)

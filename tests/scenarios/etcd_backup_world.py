@@ -1,0 +1,114 @@
+"""A world for the scenarios of etcd backups: a real etcd, a real Azurite, the real pass of the automation.
+
+`World.reconcile()` runs one pass as the queue function would, at a time the test chooses. Run as a program
+(`python etcd_backup_world.py STEP ...`) it runs one pass that dies at the given I/O step.
+"""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+import msgspec  # noqa: E402
+
+from shared.bootstrap import Clients  # noqa: E402
+from shared.clients.blob import BlobStore  # noqa: E402
+from shared.etcd_backup import reconcile as story  # noqa: E402
+from shared.etcd_backup.policy import EtcdBackupPolicy  # noqa: E402
+from shared.model.backup import BackupRecord, read_listing  # noqa: E402
+from shared.model.plan import ActionKind, Outcome  # noqa: E402
+from shared.runtime.claim import Claim  # noqa: E402
+from shared.settings import Cluster, EtcdConnection  # noqa: E402
+
+AUTOMATION = "etcd-backup"
+
+
+class World:
+    """One cluster `prod` of the fleet, with a container of its own."""
+
+    def __init__(
+        self,
+        storage: str,
+        connection: EtcdConnection,
+        environ: dict[str, str] | None = None,
+        policy: EtcdBackupPolicy | None = None,
+        names: tuple[str, str] | None = None,
+    ) -> None:
+        mark = uuid.uuid4().hex[:10]
+        self.name, self.container = names or (f"prod-{mark}", f"backups-{mark}")
+        self.environ = {"AzureWebJobsStorage": storage, **(environ or {})}
+        self.connection = connection
+        self.policy = msgspec.structs.replace(
+            policy or EtcdBackupPolicy(schedule="* * * * *", objective="10m"), container=self.container
+        )
+        self.clients = Clock(self.environ)
+
+    @property
+    def cluster(self) -> Cluster:
+        return Cluster(name=self.name, etcd=self.connection, etcd_backup=self.policy)
+
+    @property
+    def store(self) -> BlobStore:
+        return self.clients.blobs(self.container)
+
+    def reconcile(self, after: timedelta = timedelta()) -> list[Outcome]:
+        """One pass under the claim, `after` later than the last one; raises what the pass raises."""
+        self.clients.forward(after)
+        with self.claim() as claim:
+            return story.reconcile(self.cluster, self.clients, claim, self.clients.now())
+
+    def claim(self) -> Claim:
+        claim = self.clients.claims.acquire(self.name, AUTOMATION)
+        assert claim is not None, "somebody holds the claim"
+        return claim
+
+    def operate(self, handler: Callable[..., list[Outcome]], parameters: Any, run: str = "") -> list[Outcome]:
+        """One operation under the claim, as the dispatcher would."""
+        with self.claim() as claim:
+            if run:
+                claim.run_id = run
+            return handler(self.cluster, parameters, self.clients, claim, self.clients.now())
+
+    def records(self) -> tuple[BackupRecord, ...]:
+        return read_listing(self.store.list(f"{self.name}/")).records
+
+    def blob_names(self) -> list[str]:
+        return [blob.name for blob in self.store.list(f"{self.name}/")]
+
+    def corrupt(self, name: str, offset: int = -1, mask: int = 0x10) -> None:
+        """Flip a bit of a stored blob, as rot would: same name, size and metadata."""
+        blob = self.store.read(name)
+        data = bytearray(blob.data)
+        data[offset] ^= mask
+        self.store.replace(name, bytes(data), blob.etag, blob.metadata)
+
+
+class Clock(Clients):
+    """Clients whose clock the test moves."""
+
+    offset = timedelta()
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.offset
+
+    def forward(self, step: timedelta) -> None:
+        self.offset += step
+
+
+def only(outcomes: list[Outcome], kind: ActionKind) -> Outcome:
+    """The one outcome of that kind."""
+    found = [outcome for outcome in outcomes if outcome.action.kind is kind]
+    assert len(found) == 1, [(o.action.kind, o.status, o.message) for o in outcomes]
+    return found[0]
+
+
+def statuses(outcomes: list[Outcome]) -> list[tuple[str, str]]:
+    return [(outcome.action.kind.value, outcome.status.value) for outcome in outcomes]
