@@ -72,7 +72,7 @@ class Fault:
 
 
 def on(method: str = "*", path: str = "") -> Callable[[str, str], bool]:
-    """Matches requests by verb (`*` any, `write` any but GET and HEAD) and a part of the path, in any case."""
+    """Matches requests by verb (`*` any, `write` any but GET and HEAD) and a part of the path (any case)."""
 
     def matches(actual_method: str, actual_path: str) -> bool:
         verb = method in ("*", actual_method)
@@ -136,19 +136,20 @@ class Server:
     """`with Server(app) as server: server.url`; stops with the block. One thread, one free port."""
 
     def __init__(self, app: ASGIApp) -> None:
-        self._socket = socket.socket()
-        self._socket.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="off", ws="none")
-        self._server = uvicorn.Server(config)
         # A client may hold an idle connection for ever; stopping does not wait for it.
         config.timeout_graceful_shutdown = 1
-        self._thread = threading.Thread(target=self._serve, name=f"asgi {self.url}", daemon=True)
-
-    def _serve(self) -> None:
-        self._server.run(sockets=[self._socket])
+        self._server = uvicorn.Server(config)
+        self._thread: threading.Thread | None = None
+        self.url = ""
 
     def start(self) -> Self:
+        listening = socket.socket()
+        listening.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        self._thread = threading.Thread(
+            target=self._serve, args=(listening,), name=f"asgi {self.url}", daemon=True
+        )
         self._thread.start()
         deadline = time.monotonic() + START_SECONDS
         while not self._server.started:
@@ -157,12 +158,15 @@ class Server:
             time.sleep(0.005)
         return self
 
+    def _serve(self, listening: socket.socket) -> None:
+        with listening:
+            self._server.run(sockets=[listening])
+
     def stop(self) -> None:
         """Safe to call twice."""
         self._server.should_exit = True
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join(START_SECONDS)
-        self._socket.close()
 
     def __enter__(self) -> Self:
         return self.start()

@@ -198,10 +198,19 @@ class Core:
         """Errors, `{"code", "message"}`, with which the next operations fail after they were accepted."""
         self.polling_seconds = 0
         """Retry-After of a running operation, 0 for none; Azure says 15 or so."""
-        # Documented for each subscription and region: reads 250 at 25 a second, writes 200 at 10, deletes
-        # 200 at 10.
+        self.limit_requests()
+
+    def limit_requests(self, **buckets: tuple[float, float]) -> None:
+        """Full buckets as documented (each subscription and region), or as given: `reads=(capacity, per
+        second)`.
+        """
         self.buckets: dict[str, Bucket] = {}
-        self.bucket_sizes = {"reads": (250.0, 25.0), "writes": (200.0, 10.0), "deletes": (200.0, 10.0)}
+        self.bucket_sizes = {
+            "reads": (250.0, 25.0),
+            "writes": (200.0, 10.0),
+            "deletes": (200.0, 10.0),
+            **buckets,
+        }
 
     # --- requests ---
 

@@ -26,10 +26,16 @@ GROUP = LocalArm.group
 SCOPE = "https://management.azure.com/.default"
 
 
+@pytest.fixture(scope="module")
+def running() -> Iterator[LocalArm]:
+    with LocalArm(Clock(datetime(2026, 11, 23, tzinfo=UTC))) as arm:
+        yield arm
+
+
 @pytest.fixture
-def arm() -> Iterator[LocalArm]:
-    with LocalArm(Clock(datetime(2026, 11, 23, tzinfo=UTC))) as running:
-        yield running
+def arm(running: LocalArm) -> LocalArm:
+    running.reset()
+    return running
 
 
 @pytest.fixture
@@ -239,7 +245,7 @@ def test_api_versions_are_checked(arm: LocalArm) -> None:
 
 def test_throttling_says_when_to_come_back_and_the_sdk_obeys(arm: LocalArm) -> None:
     arm.add_storage_account("backups")
-    arm.core.bucket_sizes["reads"] = (3, 1)
+    arm.core.limit_requests(reads=(3, 1))
     with connect(arm) as impatient:
         for _ in range(3):
             impatient.storage_accounts.get_properties(GROUP, "backups")
@@ -458,7 +464,7 @@ def test_the_state_survives_a_dump_and_a_load_in_the_middle_of_an_operation(arm:
         token = client.storage_accounts.begin_create(GROUP, "backups", new_account()).continuation_token()
     saved = arm.dump()
     with (
-        LocalArm(Clock(datetime(2026, 11, 23, tzinfo=UTC)), arm.directory) as other,
+        LocalArm(Clock(arm.core.clock.now()), arm.directory) as other,
         connect(other) as client,
     ):
         other.load(saved)

@@ -104,7 +104,7 @@ def test_a_token_for_another_audience_is_refused(vault: LocalKeyVault) -> None:
         def get_token(self, *_scopes: str, **_options: object) -> object:
             return vault.directory.issue("https://management.azure.com")
 
-    with pytest.raises(ForbiddenError, match="the token is for https://management.azure.com"):
+    with pytest.raises(ForbiddenError, match=r"the token is for https://management\.azure\.com"):
         KeyVault(Wrong()).wrap(vault.create_key("audience"), DATA_KEY)
 
 
