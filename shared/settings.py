@@ -1,7 +1,7 @@
 """Configuration of the fleet (`kubekeeper.yaml`) and app settings, as typed and validated values.
 
 Owns the shape of both and the error lines for what is wrong in them. Reads files and the environment only
-through `load_settings`; secrets are resolved by `resolve_secret` when a client needs them and never kept.
+through `load_settings`; secrets are resolved by `shared.secret` when a client needs them and never kept.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ SecretRef = Annotated[
 StorageAccountId = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"(?i)^/subscriptions/[0-9a-f-]{36}/resourceGroups/[^/]+/providers"
-        r"/Microsoft\.Storage/storageAccounts/[a-z0-9]{3,24}$"
+        # Resource ids ignore case; editors read this as ECMAScript, which has no (?i).
+        pattern=r"^/[sS]ubscriptions/[0-9a-fA-F-]{36}/[rR]esource[gG]roups/[^/]+/[pP]roviders"
+        r"/[mM]icrosoft\.[sS]torage/[sS]torage[aA]ccounts/[a-z0-9]{3,24}$"
     ),
 ]
 """`/subscriptions/ID/resourceGroups/GROUP/providers/Microsoft.Storage/storageAccounts/NAME`."""
@@ -350,18 +351,3 @@ def _cron_problem(cron: str) -> str | None:
     except StopIteration:
         return f"'{cron}' never comes"
     return None
-
-
-def resolve_secret(reference: str, environ: Mapping[str, str] = os.environ) -> str:
-    """The text behind `file:` or `setting:`; SettingsError says which one is missing, never its content."""
-    kind, _, name = reference.partition(":")
-    if kind == "setting":
-        if name not in environ:
-            raise SettingsError(f"app setting '{name}' is not set, but the configuration refers to it")
-        return environ[name]
-    try:
-        return Path(name).read_text()
-    except OSError as error:
-        raise SettingsError(
-            f"cannot read '{name}', which the configuration refers to: {error.strerror}"
-        ) from error

@@ -266,3 +266,25 @@ def _print_keys(record: BackupRecord, entries: list[Entry], prefix: str, *, raw:
         return
     for entry in entries:
         print_line(entry.key.decode(errors="backslashreplace"))
+
+
+@app.command("prepare")
+def prepare(context: typer.Context) -> None:
+    """Make the storage account safe for backups, as far as that needs no decision of yours.
+
+    Needs 'storageAccount' in the configuration. Creates the containers, turns on versioning, soft delete
+    and TLS 1.2, closes public access and adds lifecycle rules; never loosens, shortens or locks anything.
+    """
+    from shared.clients.storage_account import storage_account
+
+    here = session(context)
+    settings = here.settings
+    if not settings.storage_account:
+        raise SettingsError("set 'storageAccount' in the configuration to the account's resource id first")
+    account = storage_account(settings.storage_account, here.environ)
+    for container in sorted({one.etcd_backup.container for one in settings.clusters if one.etcd_backup}):
+        done = account.prepare(container)
+        for line in done.done:
+            print_line(f"{container}: {line}")
+        for finding in done.left:
+            print_line(f"{container}: left to you: {finding.message}; {finding.remedy}")

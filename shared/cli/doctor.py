@@ -191,6 +191,20 @@ def _account(here: Session, settings: Settings) -> Iterator[Finding]:
             "its protection (versioning, soft delete, immutability) was not checked; "
             "set 'storageAccount' in the configuration to its resource id",
         )
+        return
+    from shared.clients.storage_account import storage_account
+
+    account = storage_account(settings.storage_account, here.environ)
+    for container in sorted({one.etcd_backup.container for one in settings.clusters if one.etcd_backup}):
+        subject, found = f"container {container}", account.check(container)
+        for finding in found:
+            level = "problem" if finding.severity == "problem" else "warning"
+            byhand = " (or: keeper backup prepare)" if finding.prepared else ""
+            yield Finding(
+                level=level, subject=subject, message=f"{finding.message}; {finding.remedy}{byhand}"
+            )
+        if not found:
+            yield _ok(subject, "protected: versions, soft delete, immutability, no public access, TLS 1.2")
 
 
 def _runtime(here: Session) -> Iterator[Finding]:
@@ -277,7 +291,7 @@ def _may_take_snapshots(subject: str, etcd: object, observation: Observation) ->
 
 
 def _certificates(here: Session, cluster: Cluster) -> Iterator[Finding]:
-    from shared.settings import resolve_secret
+    from shared.secret import resolve_secret
 
     assert cluster.etcd is not None
     tls = cluster.etcd.tls

@@ -87,7 +87,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read us, `head` perhaps, has seen enough; the interpreter must not flush into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return BAD_ANSWER  # as typer itself answers when it is the first to notice
     except OSError as error:
         return _fail(_os_problem(error), _os_exit_code(error))
     except KeyboardInterrupt:

@@ -105,7 +105,6 @@ def _set_up_logging(*, verbose: bool) -> None:
 
     if not verbose:
         # SDKs warn at length about what the error line then says in one.
-        logging.getLogger().addHandler(logging.NullHandler())
         logging.disable(logging.CRITICAL)
         return
     from shared.log import install_redaction
