@@ -520,6 +520,10 @@ def _parse_stamp(text: str) -> datetime | None:
         return None
 
 
+_UNREADABLE = (msgspec.MsgspecError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""All that decoding damaged JSON, and finding no digest in it, can raise."""
+
+
 def _parse_sealed(data: bytes, kind: type[_T], name: str, what: str) -> _T:
     """Decode a JSON document whose `digest` covers the canonical JSON of all its other fields."""
     try:
@@ -529,7 +533,7 @@ def _parse_sealed(data: bytes, kind: type[_T], name: str, what: str) -> _T:
         if digest != actual:
             raise _bad(name, f"its digest is {actual[:12]}…, it says {str(digest)[:12]}…", what)
         return msgspec.convert(body, kind)
-    except (msgspec.MsgspecError, AttributeError, KeyError, TypeError) as error:
+    except _UNREADABLE as error:
         raise _bad(name, f"it cannot be read ({error})", what) from error
 
 
