@@ -3,11 +3,15 @@
 The rules, in order:
 
 * A nudge is *satisfied* by any pass that began after it was sent; it is dropped.
-* Within the settling time after a pass began, a nudge marks the pair dirty, and whoever makes the mark
-  sends one follow-up that becomes visible when the time is over.
-* A nudge that meets a held claim marks the pair dirty, tries the claim once more, and leaves.
-* The holder clears the mark before it looks, goes round once more when it is back and the settling time is
-  over, and looks again after letting go: whoever marked in between was told that the holder would see it.
+* Within the settling time after a pass began, a nudge marks the pair dirty, and whoever makes the mark sends
+  one follow-up that becomes visible when the time is over.
+* A nudge that meets a held claim is satisfied by the running pass, or else marks the pair dirty, tries the
+  claim once more if the mark is new, and leaves.
+* The holder goes round once more when it is marked and the settling time is over, and looks again after
+  letting go: whoever marked in between was told that the holder would see it.
+
+A mark carries the number of the last pass that had begun when its maker looked. Everybody who relies on it
+looked before the next pass began, so any later pass answers it, whatever the clocks say.
 
 A crash anywhere leaves the message in its queue, and the next delivery or tick does it all again. Called by
 the queue functions; knows nothing about what an automation does.
@@ -67,42 +71,54 @@ def answer(
     clients: Clients, automation: Automation, cluster: Cluster, nudge: Nudge, sent_at: datetime | None
 ) -> str:
     """Do what a nudge asks, by the rules above; returns which of them applied."""
-    claims = clients.claims
+    claims, pair = clients.claims, (cluster.name, automation.name)
     settle = clients.duration("KUBEKEEPER_SETTLE", SETTLE)
-    passed_at = claims.state(cluster.name, automation.name).passed_at
-    if passed_at and sent_at and sent_at < passed_at - SKEW:
+    state = claims.state(*pair)
+    if _is_satisfied(nudge, sent_at, state.ended, state.passed_at):
         return "satisfied"
-    wait = _time_left(passed_at, settle, clients.now())
-    if wait and not nudge.follow_up:
-        if claims.mark_dirty(cluster.name, automation.name):
-            _follow_up(clients, automation, cluster, wait)
+    wait = _time_left(state.passed_at, settle, clients.now())
+    if wait:
+        # A follow-up that comes too early by this worker's clock is sent again: the mark is its to answer.
+        if claims.mark_dirty(*pair, state.begun) or nudge.after is not None:
+            _follow_up(clients, automation, cluster, state.begun, wait)
         return "settling"
-    claim = claims.acquire(cluster.name, automation.name)
+    claim = claims.acquire(*pair, clients.now())
     if claim is None:
-        claims.mark_dirty(cluster.name, automation.name)
-        claim = claims.acquire(cluster.name, automation.name)
+        state = claims.state(*pair)
+        if _is_satisfied(nudge, sent_at, state.begun, state.passing_since):
+            return "satisfied"  # by the running pass; should that fail, its own message comes again
+        if claims.mark_dirty(*pair, state.begun):
+            # The holder may have looked for the mark just before it was made.
+            claim = claims.acquire(*pair, clients.now())
     if claim is None:
         return "held"
-    with claim:
-        passes = _go_round(clients, automation, cluster, claim, settle)
-        passed_at = claim.passed_at
-    if claims.is_dirty(cluster.name, automation.name):
-        wait = _time_left(passed_at, settle, clients.now())
-        _follow_up(clients, automation, cluster, wait or timedelta(0))
-    return f"passed {passes}"
+    with looking_again(clients, automation, cluster, claim), claim:
+        return f"passed {_go_round(clients, automation, cluster, claim, settle)}"
 
 
 def one_pass(clients: Clients, automation: Automation, cluster: Cluster, claim: Claim) -> None:
     """One pass of an automation over a cluster, or the note that an operator paused it."""
-    began = clients.now()
-    clients.claims.clear_dirty(cluster.name, automation.name)
+    began = claim.begin_pass(clients.now())
+    clients.claims.clear_marks(cluster.name, automation.name, claim.begun)
     record_settled(clients, claim, began)
     if claim.paused:
         record_paused(clients, claim, began)
     else:
         reconcile = automations.load(automation.reconcile or "")
         reconcile(cluster, clients, claim, began)
-    claim.mark_passed(began)
+    claim.end_pass()
+
+
+@contextmanager
+def looking_again(clients: Clients, automation: Automation, cluster: Cluster, claim: Claim) -> Iterator[None]:
+    """After the claim is let go, however that came: a follow-up if the pair was marked dirty meanwhile."""
+    try:
+        yield
+    finally:
+        if clients.claims.is_dirty(cluster.name, automation.name, claim.begun):
+            settle = clients.duration("KUBEKEEPER_SETTLE", SETTLE)
+            wait = _time_left(claim.passed_at, settle, clients.now())
+            _follow_up(clients, automation, cluster, claim.begun, wait or timedelta(0))
 
 
 @contextmanager
@@ -123,14 +139,23 @@ def _go_round(
     for passes in range(1, PASSES_PER_RUN + 1):
         one_pass(clients, automation, cluster, claim)
         settling = _time_left(claim.passed_at, settle, clients.now())
-        if settling or not clients.claims.is_dirty(cluster.name, automation.name):
+        if settling or not clients.claims.is_dirty(cluster.name, automation.name, claim.begun):
             return passes
     return PASSES_PER_RUN
 
 
-def _follow_up(clients: Clients, automation: Automation, cluster: Cluster, wait: timedelta) -> None:
-    nudge = Nudge(cluster=cluster.name, automation=automation.name, reason="Dirty", follow_up=True)
+def _follow_up(
+    clients: Clients, automation: Automation, cluster: Cluster, begun: int, wait: timedelta
+) -> None:
+    nudge = Nudge(cluster=cluster.name, automation=automation.name, reason="FollowUp", after=begun)
     send_nudge(clients, nudge, timedelta(seconds=math.ceil(wait.total_seconds())))
+
+
+def _is_satisfied(nudge: Nudge, sent_at: datetime | None, number: int, began: datetime | None) -> bool:
+    """Whether pass `number`, begun then, began after the nudge was sent: by number, or else by time."""
+    if nudge.after is not None:
+        return number > nudge.after
+    return began is not None and sent_at is not None and sent_at < began - SKEW
 
 
 def _time_left(passed_at: datetime | None, settle: timedelta, now: datetime) -> timedelta | None:

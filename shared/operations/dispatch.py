@@ -27,7 +27,7 @@ from shared.runtime import automation as automations
 from shared.runtime.message import Received, decode
 from shared.runtime.nudge import send
 from shared.runtime.operation import OperationMessage, OperationRecord, OperationState, same_request
-from shared.work import failures_kept
+from shared.work import failures_kept, looking_again
 
 if TYPE_CHECKING:
     from shared.bootstrap import Clients
@@ -92,16 +92,16 @@ def _attempt(clients: Clients, record: OperationRecord, message: OperationMessag
         operation = find(message.operation)
         parameters = read_parameters(operation, message.parameters)
         cluster = clients.settings().cluster(message.cluster)
-        automation = automation_of(operation, parameters)
-        automations.require_configured(automations.find(automation), cluster)
+        automation = automations.find(automation_of(operation, parameters))
+        automations.require_configured(automation, cluster)
     except Exception as error:
         _fail(clients, record, error)
         raise
-    claim = clients.claims.acquire(cluster.name, automation)
+    claim = clients.claims.acquire(cluster.name, automation.name)
     if claim is None:
-        _wait_for_claim(clients, record, message, automation)
+        _wait_for_claim(clients, record, message, automation.name)
         return
-    with claim:
+    with looking_again(clients, automation, cluster, claim), claim:
         _run(clients, operation, parameters, cluster, claim, operation_id=record.id, is_last=is_last)
 
 

@@ -1,6 +1,6 @@
 """One writer per (cluster, automation): a blob lease, an epoch that only grows, and announced writes.
 
-Owns container `kubekeeper`: for each (cluster, automation) a lease blob, a state document and a dirty mark.
+Owns container `kubekeeper`: for each (cluster, automation) a lease blob, a state document and dirty marks.
 A lease alone does not stop a holder that was paused and wakes up late. So
 
 * every new holder raises the epoch in the state document, which is only ever replaced as it was read
@@ -81,10 +81,17 @@ class Pause(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The state document. `passed_at`: when the last pass that ended well began; `automation`: its own."""
+    """The state document. `automation` is the automation's own part.
+
+    Passes are numbered: `begun` is the last that began (at `passing_since`), `ended` the last that ended well
+    (and began at `passed_at`).
+    """
 
     epoch: int = 0
     holder: str = ""
+    begun: int = 0
+    passing_since: datetime | None = None
+    ended: int = 0
     passed_at: datetime | None = None
     paused: Pause | None = None
     intents: tuple[Intent, ...] = ()
@@ -99,10 +106,11 @@ class Claims:
         self._store = blobs(CONTAINER)
         self._lease = lease
 
-    def acquire(self, cluster: str, automation: str) -> Claim | None:
+    def acquire(self, cluster: str, automation: str, passing_since: datetime | None = None) -> Claim | None:
         """The claim, or None while somebody else holds it; raises ApiError when the store cannot be used.
 
-        Raises the epoch and settles what older holders left open before it returns.
+        With `passing_since` a pass begins at once, in the same write. Raises the epoch and
+        settles what older holders left open before it returns.
         """
         lease_id = str(uuid.uuid4())
         started = time.monotonic()
@@ -110,7 +118,7 @@ class Claims:
             return None
         claim = Claim(self._blobs, cluster, automation, lease_id, self._lease, leased_at=started)
         try:
-            claim._begin()
+            claim._begin(passing_since)
         except BaseException:
             claim.abandon()
             raise
@@ -123,30 +131,34 @@ class Claims:
         except NotFoundError:
             return State()
 
-    def mark_dirty(self, cluster: str, automation: str) -> bool:
-        """Ask the holder to go round once more; True when nobody had asked yet."""
-        name = f"{cluster}/{automation}.dirty"
+    def mark_dirty(self, cluster: str, automation: str, begun: int) -> bool:
+        """Ask for another pass after number `begun`, the last seen to begin; True when the mark is new.
+
+        Whoever finds the mark made already has seen the same number, so any later pass sees its reason too.
+        """
         try:
-            self._store.create(name, b"")
+            self._store.create(_mark_name(cluster, automation, begun), b"")
         except ConflictError:
             return False
         except NotFoundError:
             self._store.ensure()
-            return self.mark_dirty(cluster, automation)
+            return self.mark_dirty(cluster, automation, begun)
         return True
 
-    def is_dirty(self, cluster: str, automation: str) -> bool:
-        """Whether somebody asked for another pass."""
+    def is_dirty(self, cluster: str, automation: str, begun: int) -> bool:
+        """Whether somebody asked for another pass after number `begun`."""
         try:
-            self._store.properties(f"{cluster}/{automation}.dirty")
+            self._store.properties(_mark_name(cluster, automation, begun))
         except NotFoundError:
             return False
         return True
 
-    def clear_dirty(self, cluster: str, automation: str) -> None:
-        """Forget the wish: a pass is about to begin that sees whatever it was about."""
-        with suppress(NotFoundError):
-            self._store.delete(f"{cluster}/{automation}.dirty")
+    def clear_marks(self, cluster: str, automation: str, begun: int) -> None:
+        """Forget what was asked for before pass number `begun`: it is about to see whatever it was about."""
+        for info in self._store.list(f"{cluster}/{automation}.dirty-"):
+            if info.name < _mark_name(cluster, automation, begun):
+                with suppress(NotFoundError):
+                    self._store.delete(info.name)
 
     def _acquire_lease(self, name: str, lease_id: str) -> bool:
         seconds = round(self._lease.total_seconds())
@@ -203,6 +215,7 @@ class Claim:
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._lost = False
+        self._is_numbered = False
 
     @property
     def epoch(self) -> int:
@@ -220,6 +233,11 @@ class Claim:
         return self._document.paused
 
     @property
+    def begun(self) -> int:
+        """The number of the last pass that began."""
+        return self._document.begun
+
+    @property
     def passed_at(self) -> datetime | None:
         """When the last pass that ended well began."""
         return self._document.passed_at
@@ -232,10 +250,22 @@ class Claim:
         """Set or end the operator's pause."""
         self._write(msgspec.structs.replace(self._document, paused=pause))
 
-    def mark_passed(self, began: datetime) -> None:
-        """Note that a pass which began then has ended well; stored with the next write or the release."""
+    def begin_pass(self, now: datetime) -> datetime:
+        """Number a new pass, returning when it began; `acquire(passing_since)` has numbered the first."""
+        if self._is_numbered and self._document.passing_since:
+            self._is_numbered = False
+            return self._document.passing_since
+        began = self._document.begun + 1
+        self._write(msgspec.structs.replace(self._document, begun=began, passing_since=now))
+        return now
+
+    def end_pass(self) -> None:
+        """Note that the pass has ended well; stored with the next write or the release."""
         with self._lock:
-            self._document = msgspec.structs.replace(self._document, passed_at=began)
+            document = self._document
+            self._document = msgspec.structs.replace(
+                document, ended=document.begun, passed_at=document.passing_since
+            )
 
     def ensure(self) -> None:
         """Raise LostLeaseError unless the claim is still ours: lease renewed if due, epoch unchanged."""
@@ -290,6 +320,7 @@ class Claim:
                     store.delete(intent.name, intent.etag)
             except ConflictError:
                 self._resolve(*self._document.intents)
+                self.ensure()  # a newer holder may have carried it out, and built on the name since
                 raise
             self._resolve(intent)
 
@@ -305,10 +336,11 @@ class Claim:
                 self._store.release_lease(self._lease_name, self._lease_id)
 
     def abandon(self) -> None:
-        """Give the lease back after a failure, without storing anything and without hiding the failure."""
-        self._stop.set()
-        with suppress(ApiError):
-            self._store.release_lease(self._lease_name, self._lease_id)
+        """Give the claim back after a failure without hiding it: what does not work now, expires."""
+        try:
+            self.release()
+        except (ApiError, LostLeaseError) as error:
+            log.warning("ClaimNotReleased cluster=%s error=%s", self.cluster, error)
 
     def __enter__(self) -> Self:
         return self
@@ -325,14 +357,14 @@ class Claim:
     def _state_name(self) -> str:
         return _state_name(self.cluster, self.automation)
 
-    def _begin(self) -> None:
-        self._raise_epoch()
+    def _begin(self, passing_since: datetime | None) -> None:
+        self._raise_epoch(passing_since)
         older = [intent for intent in self._document.intents if intent.epoch < self.epoch]
         self.settled = tuple(self._settle(intent) for intent in older)
         self._resolve(*older)
         threading.Thread(target=self._renew_while_held, name=f"lease-{self.cluster}", daemon=True).start()
 
-    def _raise_epoch(self) -> None:
+    def _raise_epoch(self, passing_since: datetime | None) -> None:
         # An older holder may be saving at this very moment; its write is the last one it gets through.
         for _ in range(10):
             try:
@@ -345,6 +377,9 @@ class Claim:
                 continue
             holder = f"{socket.gethostname()}:{os.getpid()}:{self._lease_id}"
             raised = msgspec.structs.replace(document, epoch=document.epoch + 1, holder=holder)
+            if passing_since:
+                raised = msgspec.structs.replace(raised, begun=raised.begun + 1, passing_since=passing_since)
+                self._is_numbered = True
             with suppress(LostLeaseError):
                 self._write(raised)
                 return
@@ -366,12 +401,14 @@ class Claim:
         return Settled(intent=intent, happened=False)
 
     def _seal(self, store: BlobStore, name: str) -> None:
+        # An empty block list rather than an empty blob: it also throws away the blocks a late writer has
+        # staged (and Azurite refuses If-None-Match: * for an empty blob while there are some).
         tombstone = {TOMBSTONE: str(self.epoch)}
         try:
-            store.create(name, b"", tombstone)
+            store.commit_blocks(name, [], tombstone)
         except NotFoundError:
             store.ensure()
-            store.create(name, b"", tombstone)
+            store.commit_blocks(name, [], tombstone)
 
     def _announce(
         self, effect: Effect, store: BlobStore, versions: Sequence[tuple[str, str]]
@@ -466,6 +503,10 @@ class Claim:
         return LostLeaseError(
             f"lost the claim on {self.automation} of cluster '{self.cluster}': {why}; this run stops"
         )
+
+
+def _mark_name(cluster: str, automation: str, begun: int) -> str:
+    return f"{cluster}/{automation}.dirty-{begun:012d}"
 
 
 def _state_name(cluster: str, automation: str) -> str:

@@ -37,12 +37,15 @@ class Received(msgspec.Struct, frozen=True, kw_only=True):
 class Nudge(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True, omit_defaults=True
 ):
-    """Look at this cluster again. `reason` is for the log; `follow_up` marks a message we sent ourselves."""
+    """Look at this cluster again. `reason` is for the log.
+
+    `after` stands in follow-ups we send ourselves: any pass with a greater number has answered it.
+    """
 
     cluster: ClusterName
     automation: AutomationName
     reason: Annotated[str, msgspec.Meta(max_length=200)] = ""
-    follow_up: bool = False
+    after: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
     def encode(self) -> str:
         """The message text."""
