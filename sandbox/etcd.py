@@ -366,6 +366,7 @@ class EtcdCluster:
             *("--listen-peer-urls", member.peer_url, "--initial-advertise-peer-urls", member.peer_url),
             *("--initial-cluster", initial_cluster, "--initial-cluster-state", state),
             *("--initial-cluster-token", self.root.name, "--quota-backend-bytes", str(self._quota_bytes)),
+            "--strict-reconfig-check=false",  # or a new cluster refuses learners for its first five seconds
             *("--unsafe-no-fsync", "--logger", "zap", "--log-level", "warn"),
             *self._extra,
         ]

@@ -14,8 +14,10 @@ from shared.etcd_backup.observation import EndpointReading, Observation
 from shared.model.etcd import MemberStatus, format_id, supports_learner_snapshot
 from shared.model.plan import LeftAlone
 
-_JITTER = 100
-"""Readings are taken one after the other; raft entries of difference that say nothing about being behind."""
+_CLOSE = 1000
+"""Raft entries within which members count as equally far: about a second of a very busy cluster. Readings
+are not taken at one instant, and changing the member costs a full backup.
+"""
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,9 +83,10 @@ def choose(observation: Observation, max_raft_lag: int, prefer: int | None = Non
 _ROLES = ("learner", "follower", "leader")
 
 
-def _rank(candidate: Candidate, prefer: int | None) -> tuple[int, bool, int, int]:
-    lag = candidate.lag if candidate.lag > _JITTER else 0
-    return (_ROLES.index(candidate.role), candidate.member_id != prefer, lag, candidate.member_id)
+def _rank(candidate: Candidate, prefer: int | None) -> tuple[int, int, bool, int, int]:
+    far = candidate.lag if candidate.lag > _CLOSE else 0
+    role = _ROLES.index(candidate.role)
+    return (role, far, candidate.member_id != prefer, candidate.lag, candidate.member_id)
 
 
 def _candidate(observation: Observation, reading: EndpointReading) -> Candidate:
@@ -172,8 +175,11 @@ def _passed_over(candidate: Candidate, chosen: Candidate, prefer: int | None) ->
     if candidate.role != chosen.role:
         reason = "Leader" if candidate.role == "leader" else "Follower"
         message = f"it is a {candidate.role}; {chosen.subject} is a {chosen.role}"
-    elif chosen.member_id == prefer:
-        reason, message = "OtherMember", f"{chosen.subject} is as good and the source of the parent backup"
+    elif chosen.member_id == prefer and candidate.lag <= chosen.lag:
+        reason, message = (
+            "OtherMember",
+            f"{chosen.subject} is close enough and the source of the parent backup",
+        )
     else:
         reason = "MoreLag" if candidate.lag > chosen.lag else "EquallyGood"
         message = f"it is {candidate.lag} raft entries behind, {chosen.subject} {chosen.lag}"

@@ -42,7 +42,7 @@ def plain() -> Iterator[EtcdCluster]:
 def failure(
     connection: EtcdConnection, environ: dict[str, str], call: Callable[[EtcdClient], object]
 ) -> ApiError:
-    with EtcdClient(connection, environ, timeout=2 * SECOND) as client, pytest.raises(ApiError) as caught:
+    with EtcdClient(connection, environ, timeout=SECOND) as client, pytest.raises(ApiError) as caught:
         call(client)
     assert "\n" not in str(caught.value)
     assert "; " in str(caught.value)  # what; what to do
@@ -191,12 +191,12 @@ def test_a_user_without_the_root_role_may_not_take_a_snapshot(plain: EtcdCluster
     assert USER not in str(error).replace("root role", "")
 
 
-def test_a_paused_member_runs_into_the_deadline(plain: EtcdCluster) -> None:
-    plain.pause(0)
+def test_a_paused_member_runs_into_the_deadline(tls: EtcdCluster) -> None:
+    tls.pause(0)
     try:
-        error = status_failure(plain.connection(), plain.environ)
+        error = status_failure(tls.connection())
     finally:
-        plain.resume(0)
+        tls.resume(0)
     assert isinstance(error, UnavailableError)
     assert "the member may be paused or overloaded" in str(error)
 
