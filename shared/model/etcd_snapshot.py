@@ -32,7 +32,7 @@ from shared.model.etcd import KeyValue
 TRAILER_BYTES = 32
 KEY_BUCKET, META_BUCKET = b"key", b"meta"
 FINISHED, SCHEDULED = b"finishedCompactRev", b"scheduledCompactRev"
-WINDOW_BYTES = 1024 * 1024
+WINDOW_BYTES = 512 * 1024
 """Bytes looked at together; more only while a page with overflow is incomplete."""
 MOST_OVERFLOW_BYTES = 48 * 1024 * 1024
 """A page longer than this is refused: etcd advises at most 10 MiB a request; a leaf holds two or three."""
@@ -52,6 +52,7 @@ _ROW_KEY = struct.Struct(">QcQ")
 _ONES = 0xFFFFFFFF
 _ZEROS = bytes(64 * 1024)
 
+Record = tuple[int, int, int, int, bytes, bytes]  # as _LEAF
 Header = tuple[int, int, int, int]  # page, flags, elements, overflow
 RowSink = Callable[[int, list[bytes], list[bytes], tuple[int, ...]], None]
 """Told each leaf with rows of bucket `key`: page number, row keys, etcd keys, bytes of the values."""
@@ -386,12 +387,10 @@ class _Pages:
             length -= len(_ZEROS)
         return self.extend(crc, _ZEROS[:length]) ^ _ONES ^ other
 
-    def leaf(self, pgid: int, slot: int) -> _Leaf:
-        """The record in `slot`, with the true bounds where they are not revisions."""
-        crc, length, rows, overflow, first, last = _LEAF.unpack_from(self.leaves, slot * _LEAF.size)
-        if slot in self.other_keys:
-            first, last = self.other_keys[slot]
-        return _Leaf(pgid, slot, crc, length, rows, overflow, first, last)
+    def record(self, slot: int) -> Record:
+        """What is known of the leaf in `slot`, with its true bounds where they are no revisions."""
+        record: Record = _LEAF.unpack_from(self.leaves, slot * _LEAF.size)
+        return record if slot not in self.other_keys else (*record[:4], *self.other_keys[slot])
 
     def has_kept_rows(self, slot: int) -> bool:
         """Whether a leaf has a row that no compaction would drop."""
@@ -431,7 +430,7 @@ class _Pages:
             self.reject(pgid, "its rows do not lie one behind the other within it")
             return
         keys = [buffer[at : at + length] for at, length in zip(starts, key_bytes)]  # noqa: B905
-        if not all(map(operator.lt, keys, keys[1:])):
+        if count > 1 and not all(map(operator.lt, keys, keys[1:])):
             self.reject(pgid, "its keys are not in ascending order")
             return
         slot = self._append(header, self.extend(0, buffer[data:stop]), stop - data, (keys[0], keys[-1]))
@@ -512,19 +511,6 @@ class _Pages:
         return _SEGMENT.pack(self.extend(0, rows), len(rows), dropped_from) if rows else b""
 
 
-class _Leaf(NamedTuple):
-    """A leaf's record."""
-
-    pgid: int
-    slot: int
-    crc: int
-    length: int
-    rows: int
-    overflow: int
-    first: bytes
-    last: bytes
-
-
 class _Rows(NamedTuple):
     """The rows of one leaf: `starts` are where each lies in `buffer`."""
 
@@ -567,7 +553,7 @@ class _Walk:
         self._size = size
         self._problems = problems
         self._marks: dict[bytes, bytes] = {}
-        self._last_row = 0
+        self._last_row = b""
         self.status_hash = 0
         self.bucket_rows: dict[str, int] = {}
         self.key_leaves = array("I")
@@ -579,8 +565,8 @@ class _Walk:
             return
         buckets = [
             row
-            for leaf in list(self._leaves(meta.root, "the root bucket"))
-            for row in self._bucket_rows_of(leaf.pgid)
+            for pgid, _, _ in list(self._leaves(meta.root, "the root bucket"))
+            for row in self._bucket_rows_of(pgid)
         ]
         for name in (KEY_BUCKET, META_BUCKET):
             if name not in dict(buckets):
@@ -593,10 +579,10 @@ class _Walk:
     def revisions(self) -> Revisions:
         """What etcd would open the file with."""
         try:
-            return _revisions(self._last_row, self._marks)
+            return _revisions(int.from_bytes(self._last_row[:8], "big"), self._marks)
         except IntegrityError as error:
             self._note(error.place, str(error))
-            return _revisions(self._last_row, {})
+            return _revisions(int.from_bytes(self._last_row[:8], "big"), {})
 
     def _note(self, place: str, message: str) -> None:
         if len(self._problems) < MOST_PROBLEMS:
@@ -667,59 +653,62 @@ class _Walk:
         self._pages.reached.pop()
         if number in self._pages.bad or slot in self._pages.other_keys:
             raise bolt.damaged(page.place, self._pages.bad.get(number, "its keys are not revisions"))
-        self._add_key_leaf(self._pages.leaf(number, slot))
+        self.key_leaves.append(slot)
+        self._last_row = rows[-1][0]
 
     def _tree(self, name: bytes, root: int) -> int:
         """A bucket with pages of its own; returns its rows."""
         crc = length = rows = 0
-        for leaf in self._leaves(root, f"bucket {name.decode(errors='replace')}"):
-            crc = self._pages.combine(crc, leaf.crc, leaf.length)
-            length += leaf.length
-            rows += leaf.rows
-            if leaf.pgid in self._pages.bucket_leaves:
-                self._note(f"page {leaf.pgid}", "it holds buckets within a bucket, which etcd never makes")
-            if name == KEY_BUCKET:
-                if leaf.slot in self._pages.other_keys and leaf.rows:
-                    self._note(f"page {leaf.pgid}", "its keys are not revisions")
-                self._add_key_leaf(leaf)
-            elif name == META_BUCKET:
-                self._marks |= self._pages.marks.get(leaf.slot, {})
-        self.status_hash = self._pages.combine(self.status_hash, crc, length)
+        is_key, combine = name == KEY_BUCKET, self._pages.combine
+        for pgid, slot, record in self._leaves(root, f"bucket {name.decode(errors='replace')}"):
+            crc = combine(crc, record[0], record[1])
+            length += record[1]
+            rows += record[2]
+            if is_key:
+                self.key_leaves.append(slot)
+                self._last_row = record[5] or self._last_row
+            elif slot in self._pages.marks and name == META_BUCKET:
+                self._marks |= self._pages.marks[slot]
+            if slot in self._pages.other_keys:
+                self._check_other(name, pgid, slot)
+        self.status_hash = combine(self.status_hash, crc, length)
         return rows
 
-    def _add_key_leaf(self, leaf: _Leaf) -> None:
-        self.key_leaves.append(leaf.slot)
-        if leaf.rows:
-            self._last_row = int.from_bytes(leaf.last[:8], "big")
+    def _check_other(self, name: bytes, pgid: int, slot: int) -> None:
+        """A leaf whose keys are no revisions may not be in bucket `key`, and nowhere may it hold buckets."""
+        if pgid in self._pages.bucket_leaves:
+            self._note(f"page {pgid}", "it holds buckets within a bucket, which etcd never makes")
+        elif name == KEY_BUCKET and self._pages.record(slot)[2]:
+            self._note(f"page {pgid}", "its keys are not revisions")
 
-    def _leaves(self, root: int, what: str) -> Iterator[_Leaf]:
-        """The sound leaves below `root`, in key order."""
+    def _leaves(self, root: int, what: str) -> Iterator[tuple[int, int, Record]]:
+        """(page, slot, record) of the sound leaves below `root`, in key order."""
+        slots, reached, record_of = self._pages.slots, self._pages.reached, self._pages.record
         stack: list[tuple[int, bytes, int]] = [(root, b"", 0)]
         previous = b""
         while stack:
             pgid, low, level = stack.pop()
-            leaf = self._claim_leaf(pgid)
-            if leaf is None:
+            slot = slots[pgid] - 1 if 2 <= pgid < len(slots) else -1
+            if slot < 0 or reached[pgid]:
                 stack += self._claim_branch(pgid, low, level, what)
                 continue
-            if not leaf.rows and level:
-                self._note(f"page {pgid}", f"this leaf of {what} is empty")
-            if low[:_ROW_KEY_BYTES] > leaf.first or previous >= (low or leaf.first) > b"":
-                self._note(f"page {pgid}", f"its keys are out of order within {what}")
-            previous = leaf.last
-            yield leaf
+            record = record_of(slot)
+            _, _, rows, overflow, first, last = record
+            if overflow and not self._claim_overflow(pgid, overflow):
+                self._note(f"page {pgid}", f"what follows it belongs to something else within {what}")
+            reached[pgid] = _HEAD
+            if low != first or previous >= low:
+                self._check_order(pgid, (previous, low, first), rows, what if level else "")
+            previous = last
+            yield pgid, slot, record
 
-    def _claim_leaf(self, pgid: int) -> _Leaf | None:
-        """Mark a leaf as reached; None if it is no leaf, or was reached before."""
-        pages = self._pages
-        slot = pages.slots[pgid] if 2 <= pgid < pages.count else 0
-        if not slot:
-            return None
-        leaf = pages.leaf(pgid, slot - 1)
-        if pages.reached[pgid] or (leaf.overflow and not self._claim_overflow(pgid, leaf.overflow)):
-            return None
-        pages.reached[pgid] = _HEAD
-        return leaf
+    def _check_order(self, pgid: int, keys: tuple[bytes, bytes, bytes], rows: int, what: str) -> None:
+        """The exact check behind the quick one. The root of a bucket may be empty, and promises no key."""
+        previous, low, first = keys
+        if not rows and what:
+            self._note(f"page {pgid}", f"this leaf of {what} is empty")
+        elif low[:_ROW_KEY_BYTES] > first or (what and previous >= (low or first)):
+            self._note(f"page {pgid}", f"its keys are out of order within {what}")
 
     def _claim_branch(self, pgid: int, low: bytes, level: int, what: str) -> list[tuple[int, bytes, int]]:
         """Mark a branch as reached; its children, last first. What is no page of the tree gets a note."""
@@ -756,7 +745,7 @@ class _Walk:
     def _claim_overflow(self, pgid: int, overflow: int) -> bool:
         """Mark the pages behind `pgid` as its own; False when one of them is somebody else's."""
         reached = self._pages.reached
-        if any(reached[pgid + 1 : pgid + 1 + overflow]):
+        if reached.count(0, pgid + 1, pgid + 1 + overflow) != overflow:
             return False
         reached[pgid + 1 : pgid + 1 + overflow] = bytes([_OVERFLOW]) * overflow
         return True
