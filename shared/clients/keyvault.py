@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -157,10 +158,20 @@ class KeyVault:
 def key_vault(environ: Mapping[str, str]) -> KeyVault:
     """A client with the app's identity: the one its storage settings name, else the usual chain of
     azure-identity.
+
+    The same client again for the same identity: reading one chain back may unwrap thirty keys with one token.
     """
+    from shared.clients.storage import CONNECTION
+
+    names = (f"{CONNECTION}__credential", f"{CONNECTION}__clientId")
+    return _client_of(tuple((name, environ[name]) for name in names if name in environ))
+
+
+@functools.cache
+def _client_of(identity: tuple[tuple[str, str], ...]) -> KeyVault:
     from shared.clients.storage import credential
 
-    return KeyVault(credential(environ))
+    return KeyVault(credential(dict(identity)))
 
 
 def scope(vault: str) -> str:

@@ -18,7 +18,7 @@ import msgspec
 import shared
 from shared.clients.blob import BlobStore
 from shared.clients.etcd import EtcdClient
-from shared.errors import IntegrityError, NotFoundError
+from shared.errors import ForbiddenError, IntegrityError, NotFoundError, SettingsError
 from shared.etcd_backup import keys
 from shared.etcd_backup.archive import Archive, ArchiveWriter, Chain
 from shared.etcd_backup.chain import open_archive, open_archives, read_manifests
@@ -143,7 +143,9 @@ class Taker:
             _check_unchanged(manifests[-1], order)
             archives = open_archives(self._store, manifests, self._policy.encryption, self._environ)
             return _Parent(archives, manifests[-1], Chain.open(archives)), ()
-        except (IntegrityError, NotFoundError) as error:
+        except (IntegrityError, NotFoundError, SettingsError, ForbiddenError) as error:
+            # The latter two: the key that wrapped the parent was replaced or switched off. A full needs only
+            # the key that is configured now.
             return None, (_instead(error),)
 
     def _data_key(self) -> tuple[bytes | None, EncryptionSummary | None]:

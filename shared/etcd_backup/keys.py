@@ -11,10 +11,11 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from shared.errors import IntegrityError, SettingsError
+from shared.errors import ForbiddenError, IntegrityError, NotFoundError, SettingsError
 from shared.etcd_backup.policy import Encryption
 from shared.model.backup import WrappedKey
 from shared.secret import resolve_secret
@@ -42,7 +43,8 @@ def new_data_key(
     """
     data_key = os.urandom(DATA_KEY_BYTES)
     if vault_key := _key_vault_key(encryption):
-        key_id, ciphertext = _vault(environ, key_vault).wrap(vault_key, data_key)
+        with _key_must_exist():
+            key_id, ciphertext = _vault(environ, key_vault).wrap(vault_key, data_key)
         return data_key, _wrapped(RSA_OAEP_256, key_id, ciphertext)
     from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 
@@ -145,7 +147,22 @@ def _unwrap_by_key_vault(
     # A manifest is data from the store: it may choose the version of the key, never where our token is sent.
     if (configured.vault, configured.name) != (needed.vault, needed.name):
         raise _needs(wrapped, f"the configuration names {encryption.key_vault_key}")
-    return _vault(environ, key_vault).unwrap(wrapped.key_id, _ciphertext(wrapped))
+    with _key_must_exist():
+        return _vault(environ, key_vault).unwrap(wrapped.key_id, _ciphertext(wrapped))
+
+
+@contextmanager
+def _key_must_exist() -> Iterator[None]:
+    """To readers NotFoundError means that a backup is gone; a key that is gone is something else."""
+    try:
+        yield
+    except NotFoundError as error:
+        raise ForbiddenError(
+            f"{error}; without this key the backups that it wrapped cannot be opened by anybody",
+            status=error.status,
+            code=error.code,
+            request_id=error.request_id,
+        ) from error
 
 
 def _vault(environ: Mapping[str, str], given: KeyVault | None) -> KeyVault:

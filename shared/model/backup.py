@@ -208,7 +208,8 @@ class Manifest(_Document, frozen=True, kw_only=True):
             "member": self.source.member_id,
             "dbbytes": str(self.database.size_bytes),
             "storedbytes": str(self.archive.stored_bytes),
-            "encrypted": "yes" if self.encryption else "no",
+            # Not "encrypted": the SDK's listings have an attribute of that name and lose the metadata.
+            "encryption": self.encryption.algorithm if self.encryption else "none",
         }
 
 
@@ -463,7 +464,7 @@ def _record(
         chain_length=_number(meta.get("chain")),
         database_bytes=_number(meta.get("dbbytes")),
         stored_bytes=_number(meta.get("storedbytes")),
-        encrypted=meta.get("encrypted") == "yes",
+        encrypted=meta.get("encryption", "none") != "none",
         data_present=data is not None,
         verdict=state,
         verdict_at=verdict[1] if verdict else None,
