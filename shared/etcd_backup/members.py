@@ -175,7 +175,7 @@ def _passed_over(candidate: Candidate, chosen: Candidate, prefer: int | None) ->
     if candidate.role != chosen.role:
         reason = "Leader" if candidate.role == "leader" else "Follower"
         message = f"it is a {candidate.role}; {chosen.subject} is a {chosen.role}"
-    elif chosen.member_id == prefer and candidate.lag <= chosen.lag:
+    elif chosen.member_id == prefer and candidate.lag <= _CLOSE:
         reason, message = (
             "OtherMember",
             f"{chosen.subject} is close enough and the source of the parent backup",

@@ -7,8 +7,10 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
 
 from sandbox.etcd import EtcdCluster
 from shared.clients.etcd import EtcdClient, prefix_end
@@ -18,6 +20,7 @@ from shared.settings import EtcdConnection
 pytestmark = pytest.mark.etcd
 
 SECOND = timedelta(seconds=1)
+CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +224,31 @@ def test_an_endpoint_that_cannot_be_one_is_refused_at_once(endpoint: str, messag
 def test_an_unknown_endpoint_is_not_contacted(single: EtcdCluster) -> None:
     with pytest.raises(SettingsError, match="is not a configured etcd endpoint"):
         single.client().status("http://127.0.0.1:1")
+
+
+def test_the_generated_messages_are_those_of_the_proto_file(tmp_path: Path) -> None:
+    from grpc_tools import protoc
+
+    from shared.clients import etcd_api_pb2
+
+    source, target = "shared/clients/etcd_api.proto", tmp_path / "descriptors"
+    assert (
+        protoc.main(["protoc", f"-I{CHECKOUT}", f"--descriptor_set_out={target}", str(CHECKOUT / source)])
+        == 0
+    )
+    expected = FileDescriptorSet.FromString(target.read_bytes()).file[0]
+    actual = FileDescriptorProto()
+    etcd_api_pb2.DESCRIPTOR.CopyToProto(actual)
+    expected.ClearField("source_code_info")
+    for (
+        message
+    ) in expected.message_type:  # protoc derives JSON names, the generated module does not carry them
+        _drop_json_names(message)
+    assert actual == expected
+
+
+def _drop_json_names(message: DescriptorProto) -> None:
+    for part in message.field:
+        part.ClearField("json_name")
+    for nested in message.nested_type:
+        _drop_json_names(nested)
