@@ -52,6 +52,9 @@ VERBS = {
     ActionKind.BREAK_LEASE: "LeaseBroken",
     ActionKind.PUT_GATEWAY: "GatewayPut",
     ActionKind.UPDATE_INGRESS_STATUS: "StatusUpdated",
+    ActionKind.RESTORE_DRILL: "Drilled",
+    ActionKind.HEALTH_CHECK: "HealthChecked",
+    ActionKind.DEFRAGMENT: "Defragmented",
 }
 
 log = logging.getLogger(__name__)

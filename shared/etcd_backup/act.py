@@ -25,11 +25,12 @@ from shared.errors import (
 )
 from shared.etcd_backup.backup import Order, Taken, Taker
 from shared.etcd_backup.policy import EtcdBackupPolicy
-from shared.etcd_backup.verify import Proof, Reason, store_verdict, verify, verify_stored
+from shared.etcd_backup.verify import Proof, Reason, store_proof, verify, verify_stored
 from shared.model.backup import Listing, Source, VerdictState, read_listing
 from shared.model.etcd import format_id
 from shared.model.plan import Action, ActionKind, Outcome, Plan, Status
 from shared.runtime.claim import Claim
+from shared.settings import EtcdConnection
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Place:
     policy: EtcdBackupPolicy
     store: BlobStore
     etcd: EtcdClient
+    connection: EtcdConnection
     claim: Claim
     environ: Mapping[str, str]
     now: Callable[[], datetime]
@@ -66,6 +68,7 @@ def verdict_outcomes(action: Action, proof: Proof) -> list[Outcome]:
         "place": verdict.place,
         "statusHash": verdict.status_hash,
         "totalRows": verdict.total_rows,
+        "liveKeys": verdict.live_keys,
         "hashKv": verdict.hash_kv,
         "members": [w.member_id for w in verdict.witnesses if w.agrees],
         "seconds": verdict.seconds,
@@ -152,8 +155,8 @@ def _backup(action: Action, place: Place) -> Iterator[Outcome]:
 
 
 def _prove(action: Action, taken: Taken, place: Place) -> list[Outcome]:
-    proof = verify(taken.chain, taken.asked, place.now())
-    store_verdict(place.claim, place.store, proof.verdict)
+    proof = verify(taken.chain, taken.asked, place.now(), with_index=True)
+    store_proof(place.claim, place.store, proof)
     return verdict_outcomes(action, proof)
 
 
@@ -232,8 +235,9 @@ def _verify(action: Action, place: Place) -> Iterator[Outcome]:
             place.now(),
             encryption=place.policy.encryption,
             environ=place.environ,
+            with_index=True,
         )
-        store_verdict(place.claim, place.store, proof.verdict)
+        store_proof(place.claim, place.store, proof)
     except NotFoundError as error:
         raise _Declined(f"{name} is gone; nothing to verify") from error
     yield from verdict_outcomes(action, proof)

@@ -323,15 +323,18 @@ def defragment(
     ensure: Callable[[], None] = lambda: None,
     progress: Callable[[str], None] = lambda _text: None,
     settle_timeout: timedelta = SETTLE_TIMEOUT,
+    skip: frozenset[int] = frozenset(),
 ) -> DefragReport:
-    """Defragment every member in turn. `ensure` is called before each (the claim must still be held).
+    """Defragment every member in turn, but those in `skip` (member ids).
+
+    `ensure` is called before each (the claim must still be held).
 
     A failure is in the report, not raised; what `ensure` raises goes through.
     """
     done: dict[int, Defragmented] = {}
     while True:
         target = _settled_target(
-            cluster, etcd, now, frozenset(done), settle_timeout if done else timedelta(0)
+            cluster, etcd, now, skip | frozenset(done), settle_timeout if done else timedelta(0)
         )
         if target is None:
             return DefragReport(done=tuple(done.values()))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from shared.etcd_backup.act import Place, act
 from shared.etcd_backup.decide import decide
+from shared.etcd_backup.drill import drill, is_drill_due
 from shared.etcd_backup.observe import observe
 from shared.etcd_backup.policy import EtcdBackupPolicy
 from shared.model.plan import Outcome
@@ -30,6 +31,8 @@ def reconcile(cluster: Cluster, clients: Clients, claim: Claim, now: datetime) -
         observation = observe(cluster, place.etcd, place.store, state=claim.state, now=now)
         plan = decide(observation, place.policy, now)
         outcomes = act(plan, place)
+        if observation.backups and is_drill_due(place.policy.drill_schedule, claim.state, now):
+            outcomes += drill(place, observation.backups[-1], now)
     record(clients, plan, outcomes)
     return outcomes
 
@@ -51,6 +54,7 @@ def open_place(cluster: Cluster, clients: Clients, claim: Claim) -> Iterator[Pla
             policy=policy,
             store=store,
             etcd=etcd,
+            connection=cluster.etcd,
             claim=claim,
             environ=clients.environ,
             now=clients.now,

@@ -17,11 +17,12 @@ from enum import StrEnum
 
 from shared.clients.blob import BlobStore
 from shared.clients.etcd import EtcdClient, Pending
-from shared.errors import ApiError, IntegrityError
+from shared.errors import ApiError, ConflictError, IntegrityError
 from shared.etcd_backup.archive import Chain
 from shared.etcd_backup.chain import open_chain
+from shared.etcd_backup.key_index import EncodedIndex, KeyCollector, encode_index
 from shared.etcd_backup.policy import Encryption
-from shared.model.backup import Manifest, Verdict, VerdictState, Witness, verdict_name
+from shared.model.backup import Manifest, Verdict, VerdictState, Witness, key_index_name, verdict_name
 from shared.model.etcd import HashKV, format_id
 from shared.model.etcd_snapshot import (
     NewestRows,
@@ -92,10 +93,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Proof:
-    """A verdict and what it rests on; `report` is None when the backup could not be read to its end."""
+    """A verdict and what it rests on; `report` is None when the backup could not be read to its end.
+
+    `index` is the key index to store beside a sound backup, when it was asked for.
+    """
 
     verdict: Verdict
     report: SnapshotReport | None = None
+    index: EncodedIndex | None = None
 
 
 def ask_members(etcd: EtcdClient, revision: int) -> tuple[Asked, ...]:
@@ -115,22 +120,30 @@ def _ask(etcd: EtcdClient, endpoint: str, revision: int) -> Asked:
 
 def read_back(chain: Chain, *, on_rows: RowSink | None = None) -> SnapshotReport:
     """One pass over the stored chain; raises IntegrityError where a frame cannot even be read."""
-    scan = SnapshotScan(newest=_newest(chain), on_rows=on_rows)
+    scan = SnapshotScan(newest=newest_of(chain), on_rows=on_rows)
     for piece in chain.stream():
         scan.feed(piece)
     return scan.finish()
 
 
-def verify(chain: Chain, asked: Sequence[Asked], at: datetime, earlier: Iterable[Verdict] = ()) -> Proof:
-    """The verdict on the newest backup of `chain`, given at `at`.
+def verify(
+    chain: Chain,
+    asked: Sequence[Asked],
+    at: datetime,
+    earlier: Iterable[Verdict] = (),
+    *,
+    with_index: bool = False,
+) -> Proof:
+    """The verdict on the newest backup of `chain`, given at `at`; `with_index` also makes its key index.
 
     `earlier` are its older verdicts: a proof by members stays one as long as the bytes are the same. ApiError
     when the store cannot be read; damage is a verdict, not an error.
     """
     began, before = time.monotonic(), chain.bytes_read
     manifest = chain.manifest
+    collector = KeyCollector() if with_index else None
     try:
-        report = read_back(chain)
+        report = read_back(chain, on_rows=collector)
     except IntegrityError as error:
         return Proof(damaged(manifest, error, at, seconds=time.monotonic() - began))
     witnesses, members = _witnesses(report, asked)
@@ -140,6 +153,7 @@ def verify(chain: Chain, asked: Sequence[Asked], at: datetime, earlier: Iterable
         state, reason = VerdictState.VERIFIED, Reason.PROVEN_BEFORE
         message = f"the same bytes as {proven.at:%Y-%m-%d %H:%M:%S}, when members agreed with them"
         witnesses, hash_kv, compact = proven.witnesses, proven.hash_kv, proven.hash_kv_compact_revision
+    index = encode_index(collector, report, chain) if collector and report.is_sound else None
     verdict = Verdict(
         backup=manifest.name,
         manifest_digest=manifest.digest(),
@@ -151,6 +165,8 @@ def verify(chain: Chain, asked: Sequence[Asked], at: datetime, earlier: Iterable
         sha256=report.sha256,
         status_hash=report.status_hash,
         total_rows=report.total_rows,
+        live_keys=index.live_keys if index else None,
+        kinds=index.kinds if index else None,
         hash_kv=hash_kv,
         hash_kv_compact_revision=compact,
         witnesses=witnesses,
@@ -158,7 +174,7 @@ def verify(chain: Chain, asked: Sequence[Asked], at: datetime, earlier: Iterable
         seconds=round(time.monotonic() - began, 3),
         read_bytes=chain.bytes_read - before,
     )
-    return Proof(verdict, report)
+    return Proof(verdict, report, index)
 
 
 def verify_stored(
@@ -169,6 +185,7 @@ def verify_stored(
     *,
     encryption: Encryption | None = None,
     environ: Mapping[str, str] = os.environ,
+    with_index: bool = False,
 ) -> Proof:
     """`verify` of the backup whose manifest is `name`, from what the store has; `etcd` None asks nobody.
 
@@ -180,14 +197,16 @@ def verify_stored(
     except IntegrityError as error:
         return Proof(_unreadable(store, name, error, at, seconds=time.monotonic() - began))
     asked = ask_members(etcd, chain.manifest.revisions.revision) if etcd else ()
-    return verify(chain, asked, at, earlier_verdicts(store, name))
+    return verify(chain, asked, at, earlier_verdicts(store, name), with_index=with_index)
 
 
-def store_verdict(claim: Claim, store: BlobStore, verdict: Verdict) -> str:
-    """Write the verdict beside its manifest through the claim; its blob name."""
-    name = verdict_name(verdict.backup, verdict.at)
-    claim.create_blob(store, name, verdict.to_json(), verdict.metadata())
-    return name
+def store_proof(claim: Claim, store: BlobStore, proof: Proof) -> None:
+    """Write the verdict beside its manifest, and the key index unless there is one, through the claim."""
+    verdict = proof.verdict
+    claim.create_blob(store, verdict_name(verdict.backup, verdict.at), verdict.to_json(), verdict.metadata())
+    if proof.index:
+        with suppress(ConflictError):  # made by an earlier verification
+            claim.create_blob(store, key_index_name(verdict.backup), proof.index.data)
 
 
 def earlier_verdicts(store: BlobStore, manifest: str) -> list[Verdict]:
@@ -223,7 +242,7 @@ def _bad(name: str, digest: str, error: IntegrityError, at: datetime, seconds: f
     )
 
 
-def _newest(chain: Chain) -> NewestRows | None:
+def newest_of(chain: Chain) -> NewestRows | None:
     """What HashKV needs to know of superseded rows; None when damage hides it, which the scan will name."""
     with suppress(IntegrityError):
         return newest_rows(chain.image(), chain.manifest.revisions.compact_revision)
@@ -263,8 +282,8 @@ def _judge(
         first = report.problems[0]
         more = f" (and {len(report.problems) - 1} more)" if len(report.problems) > 1 else ""
         return VerdictState.BAD, Reason.DAMAGED, f"{first}{more}", first.place
-    if difference := _difference(manifest, report):
-        return VerdictState.BAD, Reason.NOT_WHAT_WAS_STORED, difference, f"manifest {manifest.name}"
+    if found := difference(manifest, report):
+        return VerdictState.BAD, Reason.NOT_WHAT_WAS_STORED, found, f"manifest {manifest.name}"
     agree = [w for w in members if w.agrees]
     disagree = [w for w in members if w.agrees is False]
     if agree and len(agree) > len(disagree):
@@ -284,7 +303,8 @@ def _judge(
     return state, reason, message, None
 
 
-def _difference(manifest: Manifest, report: SnapshotReport) -> str | None:
+def difference(manifest: Manifest, report: SnapshotReport) -> str | None:
+    """What a sound file has otherwise than its manifest says; None when nothing."""
     database = manifest.database
     for what, stored, found in (
         ("sha256", database.sha256, report.sha256),

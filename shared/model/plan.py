@@ -34,6 +34,10 @@ class ActionKind(enum.StrEnum):
     BREAK_LEASE = "BreakLease"
     PUT_GATEWAY = "PutGateway"
     UPDATE_INGRESS_STATUS = "UpdateIngressStatus"
+    # One-off operations only, in outcomes and the journal; no plan holds them.
+    RESTORE_DRILL = "RestoreDrill"
+    HEALTH_CHECK = "HealthCheck"
+    DEFRAGMENT = "Defragment"
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):
