@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from azure.identity import CredentialUnavailableError
 
 from sandbox.asgi import Fault, on
 from sandbox.identity import ManagedIdentity
@@ -139,6 +140,22 @@ def test_an_answer_that_is_not_key_vaults_is_not_believed(vault: LocalKeyVault, 
     vault.fail(200, {"hello": "captive portal"})
     with pytest.raises(UnavailableError, match="not Key Vault's"):
         client.wrap(key_id, DATA_KEY)
+
+
+def test_an_answer_without_a_reason_is_still_one_line(vault: LocalKeyVault, client: KeyVault) -> None:
+    key_id = vault.create_key("gateway")
+    vault.fail(502, "<html>bad gateway</html>", times=9)
+    with pytest.raises(UnavailableError, match=r"HTTP error \(502\); Key Vault is in trouble"):
+        client.wrap(key_id, DATA_KEY)
+
+
+def test_a_process_without_an_identity_is_told_how_to_get_one(vault: LocalKeyVault) -> None:
+    class Nobody:
+        def get_token(self, *_scopes: str, **_options: object) -> object:
+            raise CredentialUnavailableError("no managed identity endpoint found")
+
+    with pytest.raises(ForbiddenError, match="no usable Azure identity; give the app a managed identity"):
+        KeyVault(Nobody()).wrap(vault.create_key("nobody"), DATA_KEY)
 
 
 def test_nobody_listens(vault: LocalKeyVault) -> None:
