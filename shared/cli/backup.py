@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -180,6 +181,48 @@ def _print_verdict(verdict: Verdict) -> None:
     for witness in verdict.witnesses:
         said = {True: "agrees", False: "DIFFERS", None: "cannot be compared"}[witness.agrees]
         print_line(f"  {'witness':<12} {witness.endpoint} {witness.error or said}")
+
+
+@app.command("restore")
+def restore(  # noqa: PLR0917  typer reads the options from the signature
+    context: typer.Context,
+    backup: BackupArgument = None,
+    cluster: ClusterOption = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Write etcd's own snapshot file here.")] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option("--data-dir", help="Make a data directory here; with --member, one for each below it."),
+    ] = None,
+    members: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--member", metavar="NAME=PEER-URL", help="A member of the new cluster; repeat for each."
+        ),
+    ] = None,
+    bump: Annotated[
+        bool,
+        typer.Option("--bump/--no-bump", help="Raise revisions, which Kubernetes needs after a restore."),
+    ] = True,
+    as_json: JsonOption = False,
+) -> int:
+    """Bring a backup back: a snapshot file, or data directories for the members of a new etcd.
+
+    Nothing existing is overwritten, and nothing reaches a running etcd. Data directories are made by etcdutl;
+    where it is missing or too old, the commands to run elsewhere are printed and the exit code is 1.
+    """
+    from shared.cli.restore import restore_here
+
+    if file is None and data_dir is None:
+        raise SettingsError("say what to write: --file PATH, --data-dir DIR or both")
+    here = session(context)
+    one, store, record = find_backup(here, cluster, backup)
+    chain = open_chain_of(here, one, store, record)
+    restored = restore_here(chain, file, data_dir, members or [], bump=bump, environ=here.environ)
+    if as_json:
+        print_json(restored)
+    else:
+        restored.print()
+    return 0 if restored.is_done else 1
 
 
 @app.command("get")

@@ -61,7 +61,7 @@ def _row(clients: Clients, cluster: str, automation: str, last_tick: datetime | 
     elif state.passed_at is None:
         word = "never ran"
     else:
-        word = "dirty" if clients.claims.is_dirty(cluster, automation) else "idle"
+        word = "dirty" if clients.claims.is_dirty(cluster, automation, state.begun) else "idle"
     return Row(
         cluster=cluster,
         automation=automation,

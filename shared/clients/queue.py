@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from shared.clients.storage import CONNECTION, RETRIES, TIMEOUTS, connect, translated
-from shared.errors import ConflictError, MessageError, NotFoundError
+from shared.errors import ApiError, ConflictError, MessageError, NotFoundError
 
 if TYPE_CHECKING:
     from azure.storage.queue import QueueClient, QueueServiceClient
@@ -45,8 +45,13 @@ class Queue:
 
     def ensure(self) -> None:
         """Create the queue unless it exists."""
-        with translated(f"create queue '{self.name}'"):
-            self._client.create_queue()  # answers 204 when it is there already
+        try:
+            with translated(f"create queue '{self.name}'"):
+                self._client.create_queue()
+        except ApiError as error:
+            # The service answers 204 when it is there already; some versions of the SDK raise then.
+            if error.code != "QueueAlreadyExists":
+                raise
 
     def send(self, text: str, delay: timedelta = timedelta(0)) -> str:
         """Add a message that becomes visible after `delay`, returning its id; it never expires.

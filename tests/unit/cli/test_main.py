@@ -52,7 +52,7 @@ def test_every_error_has_its_exit_code(error: errors.AutomationError, code: int)
 
 COMMANDS = (
     *("plan", "snapshot", "run", "status", "explain", "doctor", "config check", "config schema"),
-    *("backup list", "backup verify", "backup get", "backup prepare"),
+    *("backup list", "backup verify", "backup restore", "backup get", "backup prepare"),
     *("poison list", "poison show", "poison replay", "poison drop"),
 )
 
