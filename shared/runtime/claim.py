@@ -32,7 +32,7 @@ from typing import Any, Self
 import msgspec
 
 from shared.clients.blob import TOMBSTONE, BlobStore
-from shared.errors import ApiError, ConflictError, LostLeaseError, NotFoundError
+from shared.errors import ApiError, ConflictError, LostLeaseError, NotFoundError, RunFailedError
 
 CONTAINER = "kubekeeper"
 INTENT = "kubekeeper_intent"
@@ -216,6 +216,7 @@ class Claim:
         self._stop = threading.Event()
         self._lost = False
         self._is_numbered = False
+        self._resolved: set[str] = set()
 
     @property
     def epoch(self) -> int:
@@ -314,33 +315,41 @@ class Claim:
 
         ConflictError when one has changed since, or is immutable; those before it are deleted.
         """
-        for intent in self._announce(Effect.DELETE, store, versions):
+        intents = self._announce(Effect.DELETE, store, versions)
+        for intent in intents:
             try:
                 with suppress(NotFoundError):
                     store.delete(intent.name, intent.etag)
             except ConflictError:
-                self._resolve(*self._document.intents)
+                self._resolve(*intents)
                 self.ensure()  # a newer holder may have carried it out, and built on the name since
                 raise
             self._resolve(intent)
 
     def release(self) -> None:
-        """Store what is not stored yet and give the claim back; LostLeaseError if it is not ours any more."""
+        """Store what is not stored yet and give the claim back; LostLeaseError if it is not ours any more.
+
+        Only now are intents that are done with forgotten: until the run is recorded, a crash must leave their
+        trace for the next holder.
+        """
         self._stop.set()
         with self._lock:
             if self._lost:
                 return
-            if self._document != self._saved:
-                self._write(self._document)
+            left = tuple(i for i in self._document.intents if i.id not in self._resolved)
+            document = msgspec.structs.replace(self._document, intents=left)
+            if document != self._saved:
+                self._write(document)
             with suppress(ConflictError, NotFoundError):
                 self._store.release_lease(self._lease_name, self._lease_id)
 
     def abandon(self) -> None:
-        """Give the claim back after a failure without hiding it: what does not work now, expires."""
+        """Give only the lease back, without hiding the failure; the next holder settles the rest."""
+        self._stop.set()
         try:
-            self.release()
-        except (ApiError, LostLeaseError) as error:
-            log.warning("ClaimNotReleased cluster=%s error=%s", self.cluster, error)
+            self._store.release_lease(self._lease_name, self._lease_id)
+        except ApiError as error:
+            log.warning("LeaseNotReleased cluster=%s error=%s", self.cluster, error)
 
     def __enter__(self) -> Self:
         return self
@@ -348,7 +357,7 @@ class Claim:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
+        if kind is None or kind is RunFailedError:  # the latter comes after everything has been recorded
             self.release()
         else:
             self.abandon()
@@ -417,7 +426,11 @@ class Claim:
         with self._lock:
             self._keep()
             now = datetime.now(UTC)
-            known = {(i.effect, i.container, i.name): i for i in self._document.intents}
+            known = {
+                (i.effect, i.container, i.name): i
+                for i in self._document.intents
+                if i.id not in self._resolved
+            }
             intents = tuple(
                 known.get((effect, store.name, name))
                 or Intent(
@@ -446,11 +459,10 @@ class Claim:
         return info.etag
 
     def _resolve(self, *intents: Intent) -> None:
-        # In memory only: the next write or the release carries it. After a crash before that, the next
-        # holder finds the blob in place and comes to the same conclusion.
+        # In memory only, until the release: after a crash before that, the next holder finds the blob in
+        # place, comes to the same conclusion, and records it.
         with self._lock:
-            left = tuple(i for i in self._document.intents if i not in intents)
-            self._document = msgspec.structs.replace(self._document, intents=left)
+            self._resolved.update(intent.id for intent in intents)
 
     def _write(self, document: State) -> None:
         with self._lock:

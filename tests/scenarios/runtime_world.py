@@ -27,6 +27,7 @@ if str(ROOT) not in sys.path:
 
 from shared import work  # noqa: E402
 from shared.bootstrap import Clients  # noqa: E402
+from shared.clients.queue import Message  # noqa: E402
 from shared.errors import LostLeaseError, NotFoundError  # noqa: E402
 from shared.model.plan import Action, ActionKind, Outcome, Plan, Status  # noqa: E402
 from shared.operations import catalogue, dispatch  # noqa: E402
@@ -167,28 +168,30 @@ def _hold(clients: Clients) -> None:
         time.sleep(0.02)
 
 
+def handle(clients: Clients, queue: str, message: Message) -> None:
+    """What the queue's function does with a message."""
+    received = Received(
+        id=message.id,
+        body=message.text.encode(),
+        dequeue_count=message.dequeue_count,
+        inserted_at=message.inserted_at,
+    )
+    if queue == dispatch.QUEUE:
+        dispatch.work_off(clients, received)
+    else:
+        work.work_off(clients, queue, received)
+
+
 def deliver(clients: Clients, queue: str, invisible: timedelta = timedelta(seconds=30)) -> int:
     """Take messages off a queue as the host does until none is visible, returning how many succeeded.
 
     A failing one is left to its invisibility, as when the host is gone.
     """
-    handle: Callable[[Received], None] = (
-        (lambda message: dispatch.work_off(clients, message))
-        if queue == dispatch.QUEUE
-        else (lambda message: work.work_off(clients, queue, message))
-    )
     done = 0
     source = clients.queue(queue)
     while batch := source.receive(invisible, 8):
         for message in batch:
-            handle(
-                Received(
-                    id=message.id,
-                    body=message.text.encode(),
-                    dequeue_count=message.dequeue_count,
-                    inserted_at=message.inserted_at,
-                )
-            )
+            handle(clients, queue, message)
             source.delete(message)
             done += 1
     return done
