@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.azurite, pytest.mark.slow]
 def test_a_crash_after_each_io_call_leaves_one_effect_and_nothing_open(kind: str, tmp_path: Path) -> None:
     with Azurite() as azurite:
         clusters = [f"{kind}-{step:03d}" for step in range(40)]
-        settings = world.environ(azurite.connection_string, tmp_path, clusters)
+        settings = world.environ(azurite.connection_string, tmp_path, clusters, KUBEKEEPER_SETTLE="1s")
         run = subprocess.run(
             [sys.executable, str(Path(__file__).with_name("runtime_crashes.py")), kind],
             env={**os.environ, **settings},

@@ -1,0 +1,94 @@
+"""The inventory of triggers and settings, and what importing the app costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import function_app
+from shared.runtime.automation import AUTOMATIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TRIGGERS = {
+    "cluster_event": ("eventGridTrigger", {}),
+    "etcd_backup_timer": (
+        "timerTrigger",
+        {"schedule": "%KUBEKEEPER_ETCD_BACKUP_SCHEDULE%", "runOnStartup": False},
+    ),
+    "etcd_backup_work": ("queueTrigger", {"queueName": "etcd-backup", "connection": "AzureWebJobsStorage"}),
+    "health": ("httpTrigger", {"route": "health", "methods": ["GET"], "authLevel": "anonymous"}),
+    "operations_work": ("queueTrigger", {"queueName": "operations", "connection": "AzureWebJobsStorage"}),
+    "reconcile": (
+        "httpTrigger",
+        {"route": "reconcile/{cluster}/{automation}", "methods": ["POST"], "authLevel": "function"},
+    ),
+}
+
+
+def _bindings() -> dict[str, dict]:
+    found = {}
+    for function in function_app.app.get_functions():
+        trigger = json.loads(json.dumps(function.get_trigger().get_dict_repr(), default=lambda v: v.value))
+        found[function.get_function_name()] = trigger
+    return found
+
+
+def test_the_app_has_exactly_these_triggers() -> None:
+    bindings = _bindings()
+    assert set(bindings) == set(TRIGGERS)
+    for name, (kind, facts) in TRIGGERS.items():
+        assert bindings[name]["type"] == kind
+        for key, value in facts.items():
+            actual = bindings[name][key]
+            assert ([m.upper() for m in actual] if key == "methods" else actual) == (
+                value if key != "authLevel" else actual if str(actual).lower() == value else value
+            ), (name, key)
+
+
+def test_every_built_automation_has_a_queue_of_its_name_and_a_timer() -> None:
+    bindings = _bindings()
+    queues = {b["queueName"] for b in bindings.values() if b["type"] == "queueTrigger"}
+    built = {name for name, automation in AUTOMATIONS.items() if automation.reconcile}
+    assert queues == built | {"operations"}
+    timers = {name for name, b in bindings.items() if b["type"] == "timerTrigger"}
+    assert timers == {f"{name.replace('-', '_')}_timer" for name in built}
+
+
+def test_every_setting_a_trigger_refers_to_is_in_the_sample_settings() -> None:
+    sample = json.loads((ROOT / "local.settings.example.json").read_text())["Values"]
+    named = set(re.findall(r"%([^%]+)%", json.dumps(_bindings())))
+    assert named <= set(sample)
+
+
+def test_queue_messages_reach_the_app_plain_or_base64() -> None:
+    """With the host's default, base64, a plain message goes to poison without the app ever seeing it."""
+    host = json.loads((ROOT / "host.json").read_text())
+    assert host["extensions"]["queues"]["messageEncoding"] == "none"
+
+
+def test_importing_the_app_costs_at_most_50_ms_beyond_the_functions_library() -> None:
+    code = (
+        "import time, azure.functions; start = time.process_time(); import function_app;"
+        "print((time.process_time() - start) * 1000)"
+    )
+    run = lambda: float(  # noqa: E731
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True
+        ).stdout
+    )
+    assert min(run() for _ in range(3)) <= 50
+
+
+@pytest.mark.parametrize(
+    "sdk", ["azure.storage", "azure.core", "azure.identity", "grpc", "yaml", "kubernetes"]
+)
+def test_importing_the_app_loads_no_sdk(sdk: str) -> None:
+    code = f"import function_app, sys; sys.exit({sdk!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -1,0 +1,84 @@
+"""What a queue message may look like, and what is said about one that may not."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.errors import MessageError
+from shared.runtime.message import MAX_BYTES, Nudge, decode
+from shared.runtime.operation import OperationMessage
+
+NUDGE = {"cluster": "prod", "automation": "etcd-backup", "reason": "Timer"}
+OPERATION = {
+    "id": "a-1",
+    "operation": "scale",
+    "cluster": "prod",
+    "parameters": {"pool": "agents", "count": 5},
+}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda text: text,
+        base64.b64encode,
+        lambda text: b"\xef\xbb\xbf" + text,
+        lambda text: b"  \n" + text + b"\n",
+        lambda text: base64.b64encode(text) + b"\n",
+    ],
+)
+def test_a_message_is_read_plain_or_base64_whatever_the_sender_adds(wrap) -> None:
+    assert decode(wrap(json.dumps(NUDGE).encode()), Nudge) == Nudge(**NUDGE)
+    assert decode(wrap(json.dumps(OPERATION, indent=2).encode()), OperationMessage) == OperationMessage(
+        **OPERATION
+    )
+
+
+def test_what_is_sent_is_what_is_read() -> None:
+    nudge = Nudge(cluster="prod", automation="etcd-backup", reason="FollowUp", after=7)
+    assert decode(nudge.encode().encode(), Nudge) == nudge
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "neither a JSON object nor one in base64"),
+        (b"hello", "neither a JSON object nor one in base64"),
+        (b"\x00\xff" * 32768, "(65536 bytes) is neither a JSON object nor one in base64"),
+        (b"A" * 65536, "neither a JSON object nor one in base64"),
+        (b"[1, 2]", "neither a JSON object nor one in base64"),
+        (b'{"cluster": "prod"', "not valid JSON"),
+        (b"{}", "missing required field `cluster`"),
+        (b'{"cluster": "prod", "automation": "etcd-backup", "secret": 1}', "unknown field `secret`"),
+        (b'{"cluster": "../x", "automation": "etcd-backup"}', "`$.cluster`"),
+        (b'{"cluster": "prod", "automation": "etcd-backup", "after": -1}', "`$.after`"),
+        (b'{"cluster": 5, "automation": "etcd-backup"}', "Expected `str`, got `int`"),
+        (json.dumps(NUDGE | {"reason": "x" * MAX_BYTES}).encode(), f"more than the {MAX_BYTES} allowed"),
+    ],
+)
+def test_anything_else_is_refused_in_one_line_that_says_why(body: bytes, said: str) -> None:
+    with pytest.raises(MessageError) as raised:
+        decode(body, Nudge)
+    line = str(raised.value)
+    assert said in line
+    assert "\n" not in line
+    assert len(line) < 500
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_whatever_crash_the_reader(body: bytes) -> None:
+    try:
+        decode(body, OperationMessage)
+    except MessageError:
+        return
+
+
+@pytest.mark.parametrize("identity", ["", "a/b", "a b", "-a", "a" * 101, "ä"])
+def test_an_operation_id_that_is_no_table_key_is_refused(identity: str) -> None:
+    with pytest.raises(MessageError, match=r"\$\.id"):
+        decode(json.dumps(OPERATION | {"id": identity}).encode(), OperationMessage)
