@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 import function_app
 from shared.runtime.automation import AUTOMATIONS
@@ -32,6 +31,7 @@ TRIGGERS = {
 }
 
 
+@functools.cache  # the library lists an app's functions only once
 def _bindings() -> dict[str, dict]:
     found = {}
     for function in function_app.app.get_functions():
@@ -45,11 +45,13 @@ def test_the_app_has_exactly_these_triggers() -> None:
     assert set(bindings) == set(TRIGGERS)
     for name, (kind, facts) in TRIGGERS.items():
         assert bindings[name]["type"] == kind
-        for key, value in facts.items():
-            actual = bindings[name][key]
-            assert ([m.upper() for m in actual] if key == "methods" else actual) == (
-                value if key != "authLevel" else actual if str(actual).lower() == value else value
-            ), (name, key)
+        actual = {key: bindings[name][key] for key in facts}
+        assert _lower(actual) == _lower(facts), name
+
+
+def _lower(facts: dict) -> dict:
+    # The library's versions differ in how they spell methods and levels.
+    return {key: str(value).lower() for key, value in facts.items()}
 
 
 def test_every_built_automation_has_a_queue_of_its_name_and_a_timer() -> None:
@@ -86,9 +88,8 @@ def test_importing_the_app_costs_at_most_50_ms_beyond_the_functions_library() ->
     assert min(run() for _ in range(3)) <= 50
 
 
-@pytest.mark.parametrize(
-    "sdk", ["azure.storage", "azure.core", "azure.identity", "grpc", "yaml", "kubernetes"]
-)
-def test_importing_the_app_loads_no_sdk(sdk: str) -> None:
-    code = f"import function_app, sys; sys.exit({sdk!r} in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+def test_importing_the_app_loads_no_sdk() -> None:
+    code = "import function_app, sys; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split())
+    assert loaded & {"azure.storage", "azure.core", "azure.identity", "grpc", "yaml", "kubernetes"} == set()
