@@ -28,6 +28,7 @@ from shared.model.bolt import guess_page_size
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    from zstandard import ZstdDecompressor
 
 RangeReader = Callable[[int, int], bytes]
 """`(offset, length)` to exactly those bytes of a blob; called from several threads."""
@@ -37,12 +38,12 @@ FRAME_BYTES = 256 * 1024
 CODEC = "zstd-1"
 ALGORITHM = "AES-256-GCM"
 TRAILER_BYTES = 32
-READ_BYTES = 2 * 1024 * 1024
-"""Stored bytes asked for at once when reading in file order."""
 _TAG_BYTES = 16
 _INDEX_ENTRY = struct.Struct("<IQ")  # stored length, xxh3_64 of the stored bytes
 _DIGEST_BYTES = 8
 _NOWHERE = 255
+_THREAD = threading.local()
+_FRAMES_AT_ONCE = 8  # 2 MiB of pages in one range read
 _MAX_ARCHIVES = 254  # a byte for each page says which archive holds it
 
 
@@ -242,6 +243,7 @@ class ArchiveWriter:
 
     def _seal(self, tail: list[bytes]) -> ArchiveResult:
         digests = bytes(self._digests)
+        self._digests.clear()
         table = digests
         if self._parent is not None:
             picked = [digests[_DIGEST_BYTES * n : _DIGEST_BYTES * (n + 1)] for n in self._changed]
@@ -285,7 +287,6 @@ class Archive:
     checksums: array[int] = field(repr=False)
     offsets: array[int] = field(repr=False)
     page_ids: array[int] | None = field(repr=False)
-    digests: bytes = field(repr=False)
     requests: int = 0
     bytes_read: int = 0
 
@@ -300,7 +301,7 @@ class Archive:
                 f"{manifest.data} is encrypted and no key was given; unwrap its data key", place=place
             )
         empty: array[int] = array("Q")
-        archive = Archive(manifest, read_range, cipher, empty, empty, empty, None, b"")
+        archive = Archive(manifest, read_range, cipher, empty, empty, empty, None)
         archive._read_tail()
         return archive
 
@@ -342,7 +343,7 @@ class Archive:
         try:
             if zstandard.frame_content_size(frame) != expected:
                 raise IntegrityError(f"{place} does not hold the {expected} bytes it should", place=place)
-            raw = zstandard.ZstdDecompressor().decompress(frame)
+            raw: bytes = _decompressor().decompress(frame)
         except zstandard.ZstdError as error:
             raise IntegrityError(f"{place} cannot be decompressed: {error}", place=place) from error
         if len(raw) != expected:
@@ -367,55 +368,59 @@ class Archive:
 
     def _read_tail(self) -> None:
         summary, name = self.manifest.archive, self.manifest.data
-        index_place, table_place = f"index of {name}", f"page table of {name}"
+        index_place = f"index of {name}"
         tail = self._read(summary.index.offset, summary.stored_bytes - summary.index.offset, index_place)
         index, table = tail[: summary.index.length], tail[summary.index.length :]
-        for data, section, place in (
-            (index, summary.index, index_place),
-            (table, summary.page_table, table_place),
-        ):
-            if hashlib.sha256(data).hexdigest() != section.sha256:
-                raise IntegrityError(
-                    f"{place} is not what was stored: its sha256 differs from the manifest's", place=place
-                )
+        if hashlib.sha256(index).hexdigest() != summary.index.sha256:
+            raise IntegrityError(
+                f"{index_place} is not what was stored: its sha256 differs from the manifest's",
+                place=index_place,
+            )
         entries = list(_INDEX_ENTRY.iter_unpack(index))
         self.lengths = array("Q", [length for length, _ in entries])
         self.checksums = array("Q", [checksum for _, checksum in entries])
         self.offsets = array("Q", [0, *accumulate(self.lengths)])
         if self.offsets[-1] != summary.index.offset:
             raise IntegrityError(f"{index_place}: its frames do not fill the blob", place=index_place)
-        if self.cipher:
-            table = self.cipher.decrypt("tabl", 0, table, table_place)
-        self._read_table(table, table_place)
+        self._check_table(self._table(table))
 
-    def _read_table(self, table: bytes, place: str) -> None:
-        summary = self.manifest.archive
+    def _table(self, stored: bytes) -> bytes:
+        place = f"page table of {self.manifest.data}"
+        if hashlib.sha256(stored).hexdigest() != self.manifest.archive.page_table.sha256:
+            raise IntegrityError(
+                f"{place} is not what was stored: its sha256 differs from the manifest's", place=place
+            )
+        return self.cipher.decrypt("tabl", 0, stored, place) if self.cipher else stored
+
+    def _check_table(self, table: bytes) -> None:
         if self.manifest.kind is Kind.FULL:
-            self.digests = table
             return
         ids = array("I")
-        ids.frombytes(table[: 4 * summary.stored_pages])
+        ids.frombytes(table[: 4 * self.manifest.archive.stored_pages])
         self.page_ids = _little_endian(ids)
-        self.digests = table[4 * summary.stored_pages :]
         ascending = all(map(int.__lt__, self.page_ids, self.page_ids[1:]))
         if not ascending or (ids and self.page_ids[-1] >= self.manifest.database.page_count):
+            place = f"page table of {self.manifest.data}"
             raise IntegrityError(f"{place}: its page numbers are not in order", place=place)
+
+    def read_digests(self) -> bytes:
+        """The digests of the stored pages, 8 bytes each: read again, since only the next delta needs them."""
+        where = self.manifest.archive.page_table
+        stored = self._read(where.offset, where.length, f"page table of {self.manifest.data}")
+        return self._table(stored)[4 * len(self.page_ids or ()) :]
 
 
 class Chain:
     """A full and its deltas, oldest first, as the one database they stand for.
 
-    Holds 13 bytes for each page. Use `Chain.open`.
+    Holds a byte for each page, or five where there are deltas. Use `Chain.open`.
     """
 
-    def __init__(
-        self, archives: Sequence[Archive], source: bytearray, position: array[int], digests: bytearray
-    ) -> None:
+    def __init__(self, archives: Sequence[Archive], source: bytearray, position: Sequence[int]) -> None:
         self.archives = tuple(archives)
         self.manifest = archives[-1].manifest
         self._source = source
         self._position = position
-        self._digests = digests
 
     @staticmethod
     def open(archives: Sequence[Archive]) -> Chain:
@@ -423,10 +428,13 @@ class Chain:
         check_links([archive.manifest for archive in archives])
         full = archives[0]
         count = full.manifest.database.page_count
-        source, position, digests = bytearray(count), array("I", range(count)), bytearray(full.digests)
+        source = bytearray(count)
+        if len(archives) == 1:
+            return Chain(archives, source, range(count))
+        position = array("I", range(count))
         for number, archive in enumerate(archives[1:], start=1):
-            _apply(archive, number, source, position, digests)
-        return Chain(archives, source, position, digests)
+            _apply(archive, number, source, position)
+        return Chain(archives, source, position)
 
     @property
     def cipher(self) -> Cipher | None:
@@ -449,10 +457,17 @@ class Chain:
         return sum(archive.manifest.archive.stored_bytes for archive in self.archives)
 
     def page_table(self) -> PageTable:
-        """The page table of the newest backup: what the next delta is compared with."""
-        database = self.manifest.database
+        """The page table of the newest backup, read from the store: what the next delta is compared with."""
+        database, size = self.manifest.database, _DIGEST_BYTES
+        digests = bytearray(self.archives[0].read_digests())
+        for archive in self.archives[1:]:
+            count = archive.manifest.database.page_count
+            digests = digests[: count * size].ljust(count * size, b"\0")
+            stored = archive.read_digests()
+            for at, pgid in enumerate(archive.page_ids or ()):
+                digests[pgid * size : (pgid + 1) * size] = stored[at * size : (at + 1) * size]
         seed = self.manifest.archive.digest_seed
-        return PageTable(database.page_size, database.page_count, seed, bytes(self._digests))
+        return PageTable(database.page_size, database.page_count, seed, bytes(digests))
 
     def image(self, cached_frames: int = 16) -> ChainImage:
         """Random access by page number (a `shared.model.bolt.Image`)."""
@@ -482,7 +497,7 @@ class Chain:
         """The database bytes in file order, then etcd's 32-byte sha256: exactly what etcd sent.
 
         Reads ahead in `workers` threads; frames that newer ones replace entirely are not read. Memory: about
-        16 MiB, and one or two frames for each delta. The caller checks the sha256 (it scans the bytes
+        10 MiB, and one or two frames for each delta. The caller checks the sha256 (it scans the bytes
         anyway).
         """
         pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
@@ -496,9 +511,10 @@ class Chain:
         for number, archive in enumerate(self.archives):
             frames = self._needed_frames(number)
             if number == 0:
-                yield _Cursor(archive, frames, pool, 16, depth)
+                yield _Cursor(archive, frames, pool, _FRAMES_AT_ONCE, depth)
             else:
-                yield _Cursor(archive, frames, pool, max(1, 16 // (len(self.archives) - 1)), 1)
+                most = max(1, _FRAMES_AT_ONCE // (len(self.archives) - 1))
+                yield _Cursor(archive, frames, pool, most, 1)
 
     def _needed_frames(self, number: int) -> array[int]:
         archive, source = self.archives[number], self._source
@@ -570,7 +586,7 @@ class _Cursor:
     ) -> None:
         self.frame_pages = archive.manifest.archive.frame_pages
         self._archive = archive
-        self._batches = _batches(frames, archive.lengths, most)
+        self._batches = _batches(frames, most)
         self._pool = pool
         self._depth = depth
         self._ahead: deque[tuple[int, Future[list[bytes]]]] = deque()
@@ -595,18 +611,17 @@ class _Cursor:
             self._ahead.append((batch[0], self._pool.submit(self._archive.read_frames, *batch)))
 
 
-def _batches(frames: Iterable[int], lengths: array[int], most: int) -> Iterator[tuple[int, int]]:
+def _batches(frames: Iterable[int], most: int) -> Iterator[tuple[int, int]]:
     """Runs of consecutive frame numbers, (first, count), each a range read of bounded size."""
-    first, count, stored = -1, 0, 0
+    first, count = -1, 0
     for number in frames:
-        follows = number == first + count and count < most and stored + lengths[number] <= READ_BYTES
+        follows = number == first + count and count < most
         if count and not follows:
             yield first, count
             count = 0
         if not count:
-            first, stored = number, 0
+            first = number
         count += 1
-        stored += lengths[number]
     if count:
         yield first, count
 
@@ -633,27 +648,30 @@ def check_links(manifests: Sequence[Manifest]) -> None:
             raise IntegrityError(f"'{child.name}' and its parent differ in page size or seed", place=place)
 
 
-def _apply(
-    archive: Archive, number: int, source: bytearray, position: array[int], digests: bytearray
-) -> None:
+def _apply(archive: Archive, number: int, source: bytearray, position: array[int]) -> None:
     """Lay a delta over what is below it."""
     count, ids = archive.manifest.database.page_count, archive.page_ids or ()
+    del source[count:], position[count:]
     grown = count - len(source)
-    if grown < 0:
-        del source[count:], position[count:], digests[count * _DIGEST_BYTES :]
     source += bytes([_NOWHERE]) * grown
-    position.extend([0] * grown)
-    digests += bytes(max(0, grown) * _DIGEST_BYTES)
+    position.frombytes(bytes(4 * grown))
     for at, pgid in enumerate(ids):
         source[pgid] = number
         position[pgid] = at
-        digests[pgid * _DIGEST_BYTES : (pgid + 1) * _DIGEST_BYTES] = archive.digests[
-            at * _DIGEST_BYTES : (at + 1) * _DIGEST_BYTES
-        ]
     missing = source.find(_NOWHERE)
     if missing >= 0:
         place = f"page table of {archive.manifest.data}"
         raise IntegrityError(f"{place}: page {missing} is stored nowhere in the chain", place=place)
+
+
+def _decompressor() -> ZstdDecompressor:
+    """This thread's; making one for each frame would cost more than small frames do."""
+    if not hasattr(_THREAD, "decompressor"):
+        import zstandard
+
+        _THREAD.decompressor = zstandard.ZstdDecompressor()
+    found: ZstdDecompressor = _THREAD.decompressor
+    return found
 
 
 def _check_summary(manifest: Manifest) -> None:
