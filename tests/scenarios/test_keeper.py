@@ -6,24 +6,19 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-import msgspec
 import pytest
-from keeper import Keeper
+from keeper import Keeper, World
 
 from sandbox.azurite import Azurite
 from sandbox.etcd import EtcdCluster
 from shared.bootstrap import Clients
 from shared.clients.blob import blob_store
-from shared.errors import AutomationError, NotFoundError
+from shared.errors import NotFoundError
 from shared.operations import dispatch
-from shared.runtime import automation as automations
-from shared.runtime.message import Received
-from shared.work import one_pass
 
 pytestmark = [pytest.mark.etcd, pytest.mark.azurite]
 
@@ -32,62 +27,6 @@ POD = (
     b"k8s\x00\x0a\x09\x0a\x02v1\x12\x03Pod\x12\x18\x0a\x16\x0a\x05web-0\x12\x00\x1a\x04shop\x2a\x05abcde"
     b"\x1a\x00\x22\x00"
 )
-
-
-class World:
-    """An app of one cluster, its settings, and the part of the Functions host that takes messages."""
-
-    def __init__(self, azurite: Azurite, etcd: EtcdCluster, directory: Path) -> None:
-        self.etcd = etcd
-        self.directory = directory
-        self.config = directory / "kubekeeper.yaml"
-        self.settings = {
-            "AzureWebJobsStorage": azurite.connection_string,
-            "KUBEKEEPER_CONFIG": str(self.config),
-            **etcd.environ,
-        }
-        self.write_config({})
-
-    def write_config(self, policy: dict[str, object], **more: object) -> None:
-        cluster = {
-            "name": "prod",
-            "etcd": msgspec.to_builtins(self.etcd.connection()),
-            "etcdBackup": {"schedule": "0 * * * *", **policy},
-        }
-        cluster["etcd"] = {key: value for key, value in cluster["etcd"].items() if value is not None}
-        self.config.write_text(json.dumps({"clusters": [cluster], **more}))
-
-    def reconcile(self) -> None:
-        """One pass of etcd-backup, as a nudge would cause."""
-        clients = Clients(self.settings)
-        claim = clients.claims.acquire("prod", "etcd-backup")
-        assert claim is not None
-        with claim:
-            one_pass(clients, automations.find("etcd-backup"), clients.settings().cluster("prod"), claim)
-
-    def work_off(self, stop: threading.Event) -> None:
-        """Take messages off `operations` as the host does, poison queue included, until `stop`."""
-        clients = Clients(self.settings)
-        queue = clients.queue(dispatch.QUEUE)
-        queue.ensure()
-        poison = clients.queue(f"{dispatch.QUEUE}-poison")
-        poison.ensure()
-        while not stop.wait(0.05):
-            for message in queue.receive(timedelta(seconds=30), 1):
-                received = Received(
-                    id=message.id,
-                    body=message.text.encode(),
-                    dequeue_count=message.dequeue_count,
-                    inserted_at=message.inserted_at,
-                )
-                try:
-                    dispatch.work_off(clients, received)
-                except AutomationError:
-                    if message.dequeue_count < clients.max_dequeue_count:
-                        queue.put_back(message)
-                        continue
-                    poison.send(message.text)
-                queue.delete(message)
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +51,8 @@ def keeper(world: World, capsys: pytest.CaptureFixture[str]) -> Keeper:
 @pytest.fixture
 def app(world: World) -> Iterator[None]:
     """The app takes messages off its queue while the test runs."""
-    stop = threading.Event()
-    worker = threading.Thread(target=world.work_off, args=(stop,))
-    worker.start()
-    yield
-    stop.set()
-    worker.join(30)
+    with world.app():
+        yield
 
 
 @pytest.fixture
@@ -217,7 +152,7 @@ def test_single_objects_are_read_from_the_store(keeper: Keeper, backup: str) -> 
     assert [key["key"] for key in listed["keys"]] == keys
 
 
-def test_raw_writes_the_bytes_of_one_key(world: World, backup: str) -> None:
+def test_raw_writes_the_bytes_of_one_key(keeper: Keeper, world: World, backup: str) -> None:
     command = [sys.executable, "-c", "from shared.cli.main import main; main()", "backup", "get", "latest"]
     done = subprocess.run(
         [*command, "/registry/pods/shop/web-0", "--raw"],
@@ -226,14 +161,9 @@ def test_raw_writes_the_bytes_of_one_key(world: World, backup: str) -> None:
         check=True,
     )
     assert done.stdout == POD
-    refused = subprocess.run(
-        [*command, "/registry/pods/", "--raw"],
-        env=os.environ | world.settings,
-        capture_output=True,
-        check=False,
-    )
-    assert refused.returncode == 2
-    assert b"is no key but the beginning of 2; --raw takes one key" in refused.stderr
+    refused = keeper("backup", "get", "latest", "/registry/pods/", "--raw")
+    assert refused.code == 2
+    assert "is no key but the beginning of 2; --raw takes one key" in refused.err
 
 
 def test_a_key_that_is_not_there_is_exit_code_2(keeper: Keeper, backup: str) -> None:
