@@ -207,7 +207,7 @@ class Watch:
         """Ends the watch; may be called twice."""
         if not self._is_closed:
             self._is_closed = True
-            with suppress(ValueError):  # it has ended by itself, and its connection is back in the pool
+            with suppress(ValueError, RuntimeError):  # it has ended by itself: its connection is in the pool
                 self._answer.shutdown()
             self._answer.close()
 

@@ -25,6 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Self
 
 import msgspec
@@ -36,6 +37,8 @@ HEARTBEAT = timedelta(seconds=10)
 """The kubelet's own: leases last 40 s and are renewed every quarter of that."""
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 WORKERS = 8
+# Without it, the attach/detach controller leaves a node to its kubelet.
+CONTROLLER_ATTACHES = {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}
 logger = logging.getLogger(__name__)
 GONE = (404, 409, 410)
 """The object went away, or its uid is another's by now: nothing left to do for this pod."""
@@ -65,7 +68,7 @@ class _Container(msgspec.Struct, frozen=True):
 
 class _Spec(msgspec.Struct, frozen=True, rename="camel"):
     node_name: str = ""
-    containers: tuple[_Container, ...] = ()
+    containers: tuple[_Container, ...] | None = None  # null in a bookmark
     volumes: tuple[_Volume, ...] = ()
 
 
@@ -133,6 +136,8 @@ class _Node:
     pods: dict[str, Pod] = field(default_factory=dict)
     volumes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Unique volume names by pod key."""
+    addresses: dict[str, str] = field(default_factory=dict)
+    """By pod uid."""
 
 
 class NodeAgent:
@@ -258,7 +263,10 @@ class NodeAgent:
         with self._lock:
             pods = list(node.pods.values())
         for pod in pods:
-            self._handle(node, pod, is_catching_up=True)
+            self._handle(node, pod)
+            if pod.status.phase == "Running" and pod.metadata.deletion_timestamp is None:
+                # The node lifecycle controller has called it not ready meanwhile.
+                self._submit(partial(self.set_ready, *pod.key.split("/"), ready=True))
 
     def set_ready(self, namespace: str, name: str, *, ready: bool) -> None:
         """Whether the pod's readiness probe succeeds."""
@@ -312,9 +320,8 @@ class NodeAgent:
                     self._note(error)
                 version = ""
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                if not self._stopping.is_set():
-                    self._note(error)
-                    self._stopping.wait(0.5)
+                logger.info("node agent: the watch of pods broke: %s", error)
+                self._stopping.wait(0.5)
 
     def _list_pods(self) -> str:
         token = ""
@@ -352,6 +359,7 @@ class NodeAgent:
                 return
             if kind == "DELETED":
                 node.pods.pop(pod.key, None)
+                node.addresses.pop(pod.metadata.uid, None)
             else:
                 node.pods[pod.key] = pod
         if kind == "DELETED":
@@ -365,25 +373,28 @@ class NodeAgent:
         for item in items:
             self._seen("ADDED", msgspec.convert(item, Pod))
 
-    def _handle(self, node: _Node, pod: Pod, *, is_catching_up: bool = False) -> None:
+    def _handle(self, node: _Node, pod: Pod) -> None:
         if pod.metadata.deletion_timestamp is not None:
             grace = pod.metadata.deletion_grace_period_seconds or 0
             self._later(min(self._stop_delay, grace), lambda: self._finish(node, pod))
-        elif pod.status.phase == "Pending" or (is_catching_up and pod.status.phase == "Running"):
-            self._later(self._start_delay, lambda: self._start(node, pod, is_catching_up=is_catching_up))
+        elif pod.status.phase == "Pending":
+            self._later(self._start_delay, lambda: self._start(node, pod))
 
-    def _start(self, node: _Node, pod: Pod, *, is_catching_up: bool = False) -> None:
+    def _start(self, node: _Node, pod: Pod) -> None:
         current = node.pods.get(pod.key)
         if node.is_silent or current is None or current.metadata.uid != pod.metadata.uid:
             return
         if current.metadata.deletion_timestamp is not None:
             return
-        if current.status.phase != "Pending" and not is_catching_up:
+        if current.status.phase != "Pending":
             return
         if pod.claims and not self._has_volumes(node, pod):
             self._later(0.2, lambda: self._start(node, pod))
             return
-        status = running_status(pod, datetime.now(UTC), host=node.address, address=self._address())
+        with self._lock:
+            address = node.addresses.get(pod.metadata.uid) or self._address()
+            node.addresses[pod.metadata.uid] = address
+        status = running_status(pod, datetime.now(UTC), host=node.address, address=address)
         # The uid makes the write conditional: a pod of the same name on another node is left alone.
         change = {"metadata": {"uid": pod.metadata.uid}, "status": status}
         self._client.patch(f"{pod.path}/status", change, STRATEGIC_PATCH)
@@ -469,10 +480,11 @@ class NodeAgent:
             if error.status not in GONE:
                 self._note(error)
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            if not self._stopping.is_set():
-                self._note(error)
+            # The API server is away; a kubelet tries again a little later.
+            logger.info("node agent: %s", error)
+            self._later(0.5, lambda: work(*arguments))
 
-    def _note(self, error: Exception) -> None:
+    def _note(self, error: KubeError) -> None:
         self._refusals[str(error)] += 1
         logger.warning("node agent: %s", error)
 
@@ -516,7 +528,7 @@ def new_node(
     return {
         "apiVersion": "v1",
         "kind": "Node",
-        "metadata": {"name": name, "labels": labelled},
+        "metadata": {"name": name, "labels": labelled, "annotations": dict(CONTROLLER_ATTACHES)},
         "spec": spec,
         "status": {
             "addresses": [{"type": "InternalIP", "address": address}, {"type": "Hostname", "address": name}],
@@ -573,7 +585,7 @@ def running_status(pod: Pod, now: datetime, *, host: str, address: str) -> Docum
                 "restartCount": 0,
                 "state": {"running": {"startedAt": _seconds(now)}},
             }
-            for container in pod.spec.containers
+            for container in pod.spec.containers or ()
         ],
     }
 

@@ -1,0 +1,98 @@
+"""One suite, two targets: the stand-in of `sandbox.kube`, and the real control plane where there is one.
+
+What these tests say is what the automations rely on. Where the targets differ, the stand-in is wrong.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import timedelta
+
+import pytest
+from contracts.target import RealTarget, Target, eventually, taints
+
+from sandbox.controlplane import AssetsMissingError, ControlPlane, find_assets
+from sandbox.node_agent import NodeAgent
+
+NODE_GRACE_PERIOD = timedelta(seconds=6)
+REAL = pytest.param("real", marks=pytest.mark.e2e)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without its binaries, the real control plane is skipped, with a line that says how to get them."""
+    try:
+        find_assets()
+    except AssetsMissingError as missing:
+        for item in items:
+            if item.get_closest_marker("e2e"):
+                item.add_marker(pytest.mark.skip(reason=str(missing)))
+
+
+@pytest.fixture(scope="session")
+def real() -> Iterator[RealTarget]:
+    """The real control plane, once for the whole run."""
+    with (
+        ControlPlane.start(node_grace_period=NODE_GRACE_PERIOD) as plane,
+        NodeAgent(plane.client(), heartbeat=timedelta(seconds=1)) as agent,
+    ):
+        yield RealTarget(plane, agent)
+        assert agent.refusals == {}
+
+
+@pytest.fixture(params=[REAL])
+def target(request: pytest.FixtureRequest) -> Target:
+    """Each target in turn."""
+    return request.getfixturevalue(request.param.replace("-", "_"))
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def unique() -> str:
+    """A name nobody else has, for what has no namespace."""
+    return f"t{next(_numbers)}"
+
+
+@pytest.fixture
+def namespace(target: Target, unique: str) -> Iterator[str]:
+    """An empty namespace in which pods can be created. What is in it is forced away afterwards."""
+    name = f"contract-{unique}"
+    target.client.create("/api/v1/namespaces", {"metadata": {"name": name}})
+    account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
+    eventually(lambda: target.client.find(account))
+    yield name
+    for group in ("apis/apps/v1", "apis/policy/v1", "api/v1"):
+        for resource in (
+            "deployments",
+            "statefulsets",
+            "poddisruptionbudgets",
+            "pods",
+            "persistentvolumeclaims",
+        ):
+            with suppress(Exception):
+                target.client.request(
+                    "DELETE", f"/{group}/namespaces/{name}/{resource}", body={"gracePeriodSeconds": 0}
+                )
+
+
+@pytest.fixture
+def nodes(target: Target, unique: str) -> Iterator[Callable[..., list[str]]]:
+    """Makes so many nodes, Ready and schedulable, in zones a, b, c in turn; their names. Gone afterwards."""
+    made: list[str] = []
+
+    def make(count: int, **options: object) -> list[str]:
+        names = [f"{unique}-{letter}" for letter in "abcdefgh"[:count]]
+        for name, zone in zip(names, itertools.cycle(("zone-a", "zone-b", "zone-c")), strict=False):
+            target.agent.join(name, **{"zone": zone, "labels": {"pool": unique}, **options})
+            made.append(name)
+        eventually(lambda: all(not taints(target, name) for name in names))
+        return names
+
+    yield make
+    for name in made:
+        target.agent.leave(name)
+        with suppress(Exception):
+            target.client.delete(f"/api/v1/nodes/{name}")
