@@ -22,6 +22,7 @@ from sandbox import tools
 ACCOUNT = "devstoreaccount1"
 LISTENING = re.compile(r"(Blob|Queue|Table) service is successfully listening at (http://\S+)")
 START_SECONDS = 60
+ENDS_WITH_PARENT = Path(__file__).with_name("ends_with_parent.cjs")
 
 
 class Azurite:
@@ -40,14 +41,14 @@ class Azurite:
 
     def start(self) -> Self:
         """Start and wait until all services listen; else RuntimeError with Azurite's last words."""
-        command = [str(tools.node().path), str(tools.azurite_script())]
+        command = [str(tools.node().path), "--require", str(ENDS_WITH_PARENT), str(tools.azurite_script())]
         command += ["--silent", "--disableTelemetry", "--skipApiVersionCheck"]
         command += ["--blobPort", "0", "--queuePort", "0", "--tablePort", "0"]
         command += ["--location", str(self.location)] if self.location else ["--inMemoryPersistence"]
         self._process = subprocess.Popen(
             command,
             env={**os.environ, "AZURITE_ACCOUNTS": f"{ACCOUNT}:{self._key}"},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # closed by our end, even by kill -9: then Azurite ends too
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -64,7 +65,9 @@ class Azurite:
         process, self._process = self._process, None
         if process is None:
             return
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
+        assert process.stdin is not None
+        process.stdin.close()
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:

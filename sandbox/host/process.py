@@ -130,6 +130,11 @@ class HostProcess:
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
+    def interrupt(self) -> int | None:
+        """Ctrl-C: the whole group gets SIGINT; returns the exit code."""
+        self._signal(signal.SIGINT)
+        return self._wait()
+
     def stop(self) -> int | None:
         """End it as the platform does (SIGTERM, grace, end) and return its exit code; safe to call twice."""
         if self._process is None:

@@ -83,7 +83,9 @@ class Host:
         """Answer HTTP until a signal comes."""
         web = Web(self.functions, self._workers, self._host_json.route_prefix, self.keys)
         server = uvicorn.Server(
-            uvicorn.Config(web.application(), log_level="warning", timeout_graceful_shutdown=5)
+            uvicorn.Config(
+                web.application(), log_level="warning", lifespan="off", timeout_graceful_shutdown=5
+            )
         )
         server.run(sockets=[listening])
 

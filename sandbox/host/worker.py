@@ -16,6 +16,7 @@ import inspect
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -251,6 +252,7 @@ def encode(function: Indexed, result: Any) -> dict[str, Any] | None:
 
 def main() -> int:
     descriptor, directory = sys.argv[1:]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the host too, which ends us in its own time
     os.chdir(directory)
     logging.basicConfig(
         level=logging.INFO, format="    %(levelname)s %(name)s: %(message)s", stream=sys.stderr

@@ -34,8 +34,8 @@ def work(message: func.QueueMessage, context: func.Context) -> None:
             raise ValueError("told to fail this time")
         case ["sleep", seconds]:
             time.sleep(float(seconds))
-        case ["die"]:
-            os._exit(1)
+        case ["hang-once"] if message.dequeue_count == 1:
+            time.sleep(600)
     record(function="work", text=text, done=True)
 
 
