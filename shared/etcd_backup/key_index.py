@@ -14,9 +14,10 @@ import heapq
 import secrets
 import struct
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
@@ -32,8 +33,10 @@ _T = TypeVar("_T")
 _RUN_ROWS = 16384
 _CHUNK_ROWS = 512
 _ENTRIES = 512  # entries in a frame: some 10 KB stored
-_TAIL = struct.Struct(">8s8scII")  # main and sub revision, put or tombstone, page, bytes of the value
-_END = b"\x00\x00"
+_TAIL = struct.Struct(">2x8s8scII")
+"""What follows the key in a record: end mark, main and sub revision, put or tombstone, page, value bytes."""
+MOST_INDEX_BYTES = 8 * 1024 * 1024
+"""What a collector may hold for an index: some 400,000 keys; beyond that memory counts more than `get`."""
 _FOOTER = struct.Struct(">8s16sQ32s")  # magic, salt, bytes and sha256 of the directory before it
 _MAGIC = b"KKKEYS01"
 _FIRST_READ = 64 * 1024
@@ -71,61 +74,71 @@ class _Directory(msgspec.Struct, frozen=True):
 class KeyCollector:
     """A `RowSink` that remembers every key of the pages it is told about, compressed in sorted runs.
 
-    Memory: some 20 bytes for each row. `live` is asked once the report says which pages count.
+    Memory: some 20 bytes for each row, at most `most_bytes` and a run; when that is not enough it
+    forgets everything and `is_complete` is False. `live` is asked once the report says which pages count.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_bytes: int | None = None) -> None:
         import zstandard
 
         self._compress = zstandard.ZstdCompressor(level=1).compress
         self._decompress = zstandard.ZstdDecompressor().decompress
+        self._most_bytes = most_bytes
+        self._held = 0
         self._rows: list[bytes] = []
-        self._runs: list[list[bytes]] = []
+        self._runs: list[deque[bytes]] = []
+        self.is_complete = True
 
     def __call__(
         self, pgid: int, row_keys: list[bytes], etcd_keys: list[bytes], value_bytes: tuple[int, ...]
     ) -> None:
         """Take the rows of one page."""
+        if not self.is_complete:
+            return
+        add, pack = self._rows.append, _TAIL.pack
         for row, key, size in zip(row_keys, etcd_keys, value_bytes, strict=True):
-            mark = b"t" if len(row) > 17 else b"p"
-            self._rows.append(_escape(key) + _TAIL.pack(row[:8], row[9:17], mark, pgid, size))
+            escaped = key.replace(b"\x00", b"\x00\xff") if b"\x00" in key else key  # keys still sort as keys
+            add(escaped + pack(row[:8], row[9:17], b"t" if len(row) > 17 else b"p", pgid, size))
         if len(self._rows) >= _RUN_ROWS:
             self._seal()
 
     def live(self, report: SnapshotReport) -> Iterator[Entry]:
-        """Every live key in key order, with its newest row."""
+        """Every live key in key order, with its newest row. Ask once: it lets go of what it tells."""
+        if not self.is_complete:
+            raise ValueError("the collector's memory did not suffice; make one without a limit")
         self._seal()
-        newest: bytes | None = None
+        newest, key = b"", b""
         for record in heapq.merge(*map(self._read, self._runs)):
             if not report.is_reached(int.from_bytes(record[-8:-4], "big")):
                 continue
-            if newest is not None and newest[: -_TAIL.size] != record[: -_TAIL.size]:
+            if newest and record[: -_TAIL.size] != key:
                 yield from _entry(newest)
-            newest = record
-        if newest is not None:
+            newest, key = record, record[: -_TAIL.size]
+        if newest:
             yield from _entry(newest)
 
     def _seal(self) -> None:
         self._rows.sort()
         rows, self._rows = iter(self._rows), []
         chunks = iter(lambda: list(islice(rows, _CHUNK_ROWS)), [])
-        self._runs.append([self._compress(msgspec.msgpack.encode(chunk)) for chunk in chunks])
+        run = deque(self._compress(msgspec.msgpack.encode(chunk)) for chunk in chunks)
+        self._runs.append(run)
+        self._held += sum(map(len, run))
+        if self._most_bytes is not None and self._held > self._most_bytes:
+            self.is_complete = False
+            self._runs.clear()
 
-    def _read(self, run: list[bytes]) -> Iterator[bytes]:
-        for chunk in run:
-            yield from msgspec.msgpack.decode(self._decompress(chunk), type=list[bytes])
-
-
-def _escape(key: bytes) -> bytes:
-    """The key with an end mark, so that keys followed by anything still sort as keys."""
-    return (key.replace(b"\x00", b"\x00\xff") if b"\x00" in key else key) + _END
+    def _read(self, run: deque[bytes]) -> Iterator[bytes]:
+        while run:
+            yield from msgspec.msgpack.decode(self._decompress(run.popleft()), type=list[bytes])
 
 
 def _entry(record: bytes) -> Iterator[Entry]:
     """The entry of a record, unless its row is a tombstone."""
-    key = record[: -_TAIL.size - len(_END)].replace(b"\x00\xff", b"\x00")
-    main, sub, mark, page, size = _TAIL.unpack(record[-_TAIL.size :])
+    key = record[: -_TAIL.size]
+    main, sub, mark, page, size = _TAIL.unpack_from(record, len(key))
     if mark == b"p":
+        key = key.replace(b"\x00\xff", b"\x00") if b"\x00" in key else key
         yield Entry(key, int.from_bytes(main, "big"), int.from_bytes(sub, "big"), page, size)
 
 
@@ -138,22 +151,24 @@ class EncodedIndex:
     kinds: dict[str, int]
 
 
-def encode_index(collector: KeyCollector, report: SnapshotReport, chain: Chain) -> EncodedIndex:
-    """The key index of the newest backup of `chain`; encrypted as the backup is."""
+def encode_index(collector: KeyCollector, report: SnapshotReport, chain: Chain) -> EncodedIndex | None:
+    """The key index of the newest backup of `chain`, encrypted as that is; None if the collector gave up."""
     import xxhash
     import zstandard
 
+    if not collector.is_complete:
+        return None
     compress = zstandard.ZstdCompressor(level=3).compress
     salt = secrets.token_bytes(16)
     cipher = chain.cipher.derive(salt) if chain.cipher else None
-    data, frames, kinds, count = bytearray(), list[_Frame](), Counter[str](), 0
+    data, frames, kinds, count = BytesIO(), list[_Frame](), Counter[str](), 0
     entries = collector.live(report)
     while batch := list(islice(entries, _ENTRIES)):
         stored = compress(msgspec.msgpack.encode(batch))
         if cipher:
             stored = cipher.encrypt("keys", len(frames), stored)
-        frames.append(_Frame(batch[0].key, len(data), len(stored), xxhash.xxh3_64_intdigest(stored)))
-        data += stored
+        frames.append(_Frame(batch[0].key, data.tell(), len(stored), xxhash.xxh3_64_intdigest(stored)))
+        data.write(stored)
         count += len(batch)
         kinds.update(kind_of(entry.key) for entry in batch)
     found = dict(sorted(kinds.items()))
@@ -161,8 +176,8 @@ def encode_index(collector: KeyCollector, report: SnapshotReport, chain: Chain) 
     stored = compress(msgspec.msgpack.encode(directory))
     if cipher:
         stored = cipher.encrypt("dire", 0, stored)
-    footer = _FOOTER.pack(_MAGIC, salt, len(stored), hashlib.sha256(stored).digest())
-    return EncodedIndex(bytes(data + stored + footer), count, found)
+    data.write(stored + _FOOTER.pack(_MAGIC, salt, len(stored), hashlib.sha256(stored).digest()))
+    return EncodedIndex(data.getvalue(), count, found)
 
 
 class KeyIndex:

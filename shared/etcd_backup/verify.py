@@ -20,7 +20,7 @@ from shared.clients.etcd import EtcdClient, Pending
 from shared.errors import ApiError, ConflictError, IntegrityError
 from shared.etcd_backup.archive import Chain
 from shared.etcd_backup.chain import open_chain
-from shared.etcd_backup.key_index import EncodedIndex, KeyCollector, encode_index
+from shared.etcd_backup.key_index import MOST_INDEX_BYTES, EncodedIndex, KeyCollector, encode_index
 from shared.etcd_backup.policy import Encryption
 from shared.model.backup import Manifest, Verdict, VerdictState, Witness, key_index_name, verdict_name
 from shared.model.etcd import HashKV, format_id
@@ -141,7 +141,7 @@ def verify(
     """
     began, before = time.monotonic(), chain.bytes_read
     manifest = chain.manifest
-    collector = KeyCollector() if with_index else None
+    collector = KeyCollector(MOST_INDEX_BYTES) if with_index else None
     try:
         report = read_back(chain, on_rows=collector)
     except IntegrityError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from captured import Captured, Shelf, Stored
+from captured import Captured, Shelf, Stored, scan
 
 from shared.errors import IntegrityError
 from shared.etcd_backup.archive import Chain
@@ -141,6 +141,18 @@ def test_collecting_from_a_damaged_database_names_the_place(snapshots: dict[str,
     with pytest.raises(IntegrityError) as caught:
         collect(chain)
     assert caught.value.place == leaf
+
+
+def test_an_index_that_would_take_too_much_memory_is_not_made(snapshots: dict[str, Captured]) -> None:
+    collector = KeyCollector(most_bytes=100)
+    chain = _chain(Shelf(), snapshots)
+    report = scan(b"".join(chain.stream()), on_rows=collector)
+    collector._seal()
+
+    assert not collector.is_complete
+    assert encode_index(collector, report, chain) is None
+    with pytest.raises(ValueError, match="without a limit"):
+        list(collector.live(report))
 
 
 def test_an_empty_etcd_has_an_empty_index(snapshots: dict[str, Captured]) -> None:
