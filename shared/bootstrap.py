@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from shared.clients.eventgrid import Topic
     from shared.clients.queue import Queue
     from shared.clients.table import Table
-    from shared.runtime.operation import OperationRecords
     from shared.runtime.claim import Claims
     from shared.runtime.journal import Journal
+    from shared.runtime.operation import OperationRecords
     from shared.settings import Settings
 
-SETTINGS_TTL_SECONDS = 60.0
-"""How long a worker goes on with the configuration it has read: a change in the blob is seen after that."""
+SETTINGS_TTL_SECONDS = 60
+"""How long a worker goes on with a configuration read from a blob; a file is read when it changes."""
 
 HOST_JSON = Path(__file__).resolve().parents[1] / "host.json"
 
@@ -48,7 +48,7 @@ class Clients:
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         self.environ = environ
-        self._settings: tuple[float, Settings] | None = None
+        self._settings: tuple[int, Settings] | None = None
         self._lock = threading.RLock()
 
     def now(self) -> datetime:
@@ -56,12 +56,16 @@ class Clients:
         return datetime.now(UTC)
 
     def settings(self) -> Settings:
-        """The configuration, read again every minute; SettingsError says what is wrong with it."""
-        with self._lock:
-            if self._settings is None or time.monotonic() - self._settings[0] > SETTINGS_TTL_SECONDS:
-                from shared.settings import load_settings
+        """The configuration, read again when it may have changed; SettingsError says what is wrong."""
+        from shared.settings import DEFAULT_CONFIG, load_settings
 
-                self._settings = (time.monotonic(), load_settings(self.environ))
+        with self._lock:
+            try:
+                version = Path(self.environ.get("KUBEKEEPER_CONFIG") or DEFAULT_CONFIG).stat().st_mtime_ns
+            except OSError:  # an address, not a file
+                version = int(time.monotonic()) // SETTINGS_TTL_SECONDS
+            if self._settings is None or self._settings[0] != version:
+                self._settings = (version, load_settings(self.environ))
             return self._settings[1]
 
     def blobs(self, container: str) -> BlobStore:

@@ -93,7 +93,6 @@ def _attempt(clients: Clients, record: OperationRecord, message: OperationMessag
         parameters = read_parameters(operation, message.parameters)
         cluster = clients.settings().cluster(message.cluster)
         automation = automations.find(automation_of(operation, parameters))
-        automations.require_configured(automation, cluster)
     except Exception as error:
         _fail(clients, record, error)
         raise
