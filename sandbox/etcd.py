@@ -17,7 +17,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -383,7 +385,7 @@ class EtcdCluster:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("ETCD_")}
         with member.log.open("ab") as log:
             member.process = subprocess.Popen(
-                [self.tools.etcd, *member.arguments],
+                [*_ends_with_us(), self.tools.etcd, *member.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -450,6 +452,17 @@ def free_ports(count: int) -> list[int]:
     finally:
         for one in sockets:
             one.close()
+
+
+def _ends_with_us() -> list[str]:
+    """A prefix that has Linux end the program when this process is killed and cannot do it itself.
+
+    Linux watches the starting thread, so only the main thread, which lasts as long as the process, may use it.
+    """
+    setpriv = shutil.which("setpriv")
+    if setpriv and sys.platform == "linux" and threading.current_thread() is threading.main_thread():
+        return [setpriv, "--pdeathsig", "KILL", "--"]
+    return []
 
 
 def _initial_cluster(members: Sequence[EtcdMember]) -> str:
