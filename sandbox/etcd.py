@@ -457,7 +457,7 @@ def free_ports(count: int) -> list[int]:
 def _ends_with_us() -> list[str]:
     """A prefix that has Linux end the program when this process is killed and cannot do it itself.
 
-    Linux watches the starting thread, so only the main thread, which lasts as long as the process, may use it.
+    Linux watches the starting thread, so only the main thread may use it: it lasts as long as the process.
     """
     setpriv = shutil.which("setpriv")
     if setpriv and sys.platform == "linux" and threading.current_thread() is threading.main_thread():
