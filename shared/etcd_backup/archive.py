@@ -289,6 +289,7 @@ class Archive:
     page_ids: array[int] | None = field(repr=False)
     requests: int = 0
     bytes_read: int = 0
+    _counting: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @staticmethod
     def open(manifest: Manifest, read_range: RangeReader, data_key: bytes | None = None) -> Archive:
@@ -357,8 +358,9 @@ class Archive:
 
     def _read(self, offset: int, length: int, place: str) -> bytes:
         data = self.read_range(offset, length)
-        self.requests += 1
-        self.bytes_read += len(data)
+        with self._counting:  # several threads read
+            self.requests += 1
+            self.bytes_read += len(data)
         if len(data) != length:
             raise IntegrityError(
                 f"{place}: the blob ended early, {len(data)} of {length} bytes at offset {offset}",
@@ -652,7 +654,10 @@ def _apply(archive: Archive, number: int, source: bytearray, position: array[int
     """Lay a delta over what is below it."""
     count, ids = archive.manifest.database.page_count, archive.page_ids or ()
     del source[count:], position[count:]
-    grown = count - len(source)
+    grown = max(0, count - len(source))
+    place = f"page table of {archive.manifest.data}"
+    if grown > len(ids):
+        raise IntegrityError(f"{place}: {grown} pages are new, but it stores {len(ids)}", place=place)
     source += bytes([_NOWHERE]) * grown
     position.frombytes(bytes(4 * grown))
     for at, pgid in enumerate(ids):
@@ -660,7 +665,6 @@ def _apply(archive: Archive, number: int, source: bytearray, position: array[int
         position[pgid] = at
     missing = source.find(_NOWHERE)
     if missing >= 0:
-        place = f"page table of {archive.manifest.data}"
         raise IntegrityError(f"{place}: page {missing} is stored nowhere in the chain", place=place)
 
 

@@ -217,6 +217,38 @@ def test_a_delta_on_the_wrong_parent_is_refused(shelf: Shelf, snapshots: dict[st
         shelf.chain(second, third)
 
 
+def test_a_manifest_of_impossible_size_is_refused_before_memory_is_taken(
+    snapshots: dict[str, Captured],
+) -> None:
+    import msgspec
+
+    shelf = Shelf()
+    full, delta = _store_chain(shelf, snapshots, ["small", "small, changed"])
+    for stored in (full, delta):
+        pages = 2**50
+        database = msgspec.structs.replace(
+            stored.manifest.database, page_count=pages, size_bytes=pages * 4096
+        )
+        archive = stored.manifest.archive
+        if stored is full:
+            table = msgspec.structs.replace(archive.page_table, length=8 * pages)
+            archive = msgspec.structs.replace(
+                archive,
+                stored_pages=pages,
+                frame_count=pages // 64,
+                index=msgspec.structs.replace(archive.index, length=12 * (pages // 64)),
+                page_table=table,
+            )
+        manifest = msgspec.structs.replace(stored.manifest, database=database, archive=archive)
+        with pytest.raises(IntegrityError):
+            links = (
+                [shelf.open(manifest)]
+                if stored is full
+                else [shelf.open(full.manifest), shelf.open(manifest)]
+            )
+            Chain.open(links)
+
+
 def test_only_the_given_range_reader_is_used_and_from_several_threads(
     snapshots: dict[str, Captured],
 ) -> None:
