@@ -8,12 +8,16 @@ from datetime import UTC, datetime, timedelta
 from sandbox.demo.world import CLUSTER, World
 from sandbox.etcd import EtcdCluster
 from sandbox.tools import etcd as newest_etcd
+from shared.bootstrap import Clients
 from shared.errors import NotFoundError
 from shared.model.backup import BackupRecord, Kind, VerdictState, read_listing
 from shared.model.etcd import HashKV
+from shared.runtime.automation import find
 from shared.runtime.journal import Entry
+from shared.work import one_pass
 
 STEPS = 9
+AUTOMATION = "etcd-backup"
 CONTAINER = "etcd-backups"
 FLIPPED_AT = 0.41  # somewhere inside the stored pages
 
@@ -37,8 +41,8 @@ def show(world: World, megabytes: int) -> None:
         _get(world, one_off)
     with screen.step("One bit of the stored backup is flipped"):
         _flip(world, one_off)
-    with screen.step("The next one does not build on damage, and retention tidies up"):
-        _after_damage(world, one_off)
+    with screen.step("A day later: nothing builds on damage, and retention tidies up"):
+        _a_day_later(world, one_off)
     with screen.step("What was done, and why"):
         _journal(world)
 
@@ -117,7 +121,7 @@ def _restore(world: World, backup: BackupRecord) -> None:
             CLUSTER,
             "--data-dir",
             str(target),
-            "--no-bump-revision",
+            "--no-bump",
         )
     )
     screen.check("a data directory was written", holds=ran.code == 0 and target.exists())
@@ -143,14 +147,9 @@ def _get(world: World, backup: BackupRecord) -> None:
         )
         live = client.range(key, revision=backup.revision).kvs[0].value
     name = key.decode()
-    world.keeper("backup", "get", name, "--backup", backup.run, "--cluster", CLUSTER)
-    raw = world.directory / "object"
-    ran = world.keeper(
-        *("backup", "get", name, "--backup", backup.run, "--cluster", CLUSTER, "--output", str(raw)),
-        show=False,
-    )
-    same = ran.code == 0 and raw.read_bytes() == live
-    screen.check("the object read by range requests is the one etcd holds", holds=same)
+    world.keeper("backup", "get", f"{CLUSTER}/{backup.run}", name)
+    stored = world.keeper_bytes("backup", "get", f"{CLUSTER}/{backup.run}", name, "--raw")
+    screen.check("the object read by range requests is the one etcd holds", holds=stored == live)
 
 
 def _flip(world: World, backup: BackupRecord) -> None:
@@ -177,32 +176,45 @@ def _flip(world: World, backup: BackupRecord) -> None:
     screen.note("bit flip", "caught, with its place; exit code 1")
 
 
-def _after_damage(world: World, bad: BackupRecord) -> None:
+def _a_day_later(world: World, bad: BackupRecord) -> None:
+    """Two passes of the app's own code with tomorrow's clock, which no host can be given."""
     screen = world.screen
-    plan = world.keeper("plan", "etcd-backup", "--cluster", CLUSTER)
-    del plan
-    newest = _records(world)[-1]
-    _wait_for_next_minute(world, newest)
-    before = {record.name for record in _records(world)}
-    world.host.run_function("etcd_backup_timer")
-    record = world.wait("verified backup", lambda: _verified(world, after=bad))
-    screen.check(
-        "the new backup does not descend from the bad one",
-        holds=record.kind is Kind.FULL or record.parent != bad.name,
-        otherwise=f"{record.kind} on {record.parent}",
-    )
-    _wait_for_next_minute(world, record)
-    world.host.run_function("etcd_backup_timer")
-    world.wait("pruning", lambda: True if bad.name not in {r.name for r in _records(world)} else None)
+    before = _records(world)
+    for ahead in (timedelta(hours=24), timedelta(hours=24, minutes=5)):
+        screen.progress(f"looking at the cluster {ahead} from now")
+        _pass_at(world, ahead)
     left = _records(world)
-    screen.say(f"{len(before)} backups before, {len(left)} left: {', '.join(r.run for r in left)}")
-    names = {record.name for record in left}
-    whole = all(record.parent is None or record.parent in names for record in left)
+    new = [record for record in left if record not in before]
     screen.check(
-        "no kept incremental lost its parent, and a verified backup is left", holds=whole and bool(left)
+        "the next backup does not build on the bad one: it is a full, and verified",
+        holds=bool(new) and new[0].kind is Kind.FULL and new[0].verdict is VerdictState.VERIFIED,
+        otherwise=", ".join(f"{record.kind} {record.verdict}" for record in new),
     )
+    gone = {record.name for record in before} - {record.name for record in left}
+    names = {record.name for record in left}
+    screen.check("what retention no longer wants is gone, the bad one too", holds=bad.name in gone)
+    whole = all(record.parent is None or record.parent in names for record in left)
+    verified = any(record.verdict is VerdictState.VERIFIED for record in left)
+    screen.check("no kept incremental lost its parent; a verified backup is left", holds=whole and verified)
     world.keeper("backup", "list", "--cluster", CLUSTER)
-    screen.note("retention", f"{len(left)} of {len(left) + len(before - names)} kept, each with all it needs")
+    screen.note(
+        "retention", f"{len(gone)} of {len(before) + len(new)} backups pruned, the rest whole and verified"
+    )
+
+
+def _pass_at(world: World, ahead: timedelta) -> None:
+    """One pass as the queue function makes it, `ahead` of now."""
+
+    class Ahead(Clients):
+        def now(self) -> datetime:
+            return datetime.now(UTC) + ahead
+
+    clients = Ahead(world.environ)
+    claim = world.wait(
+        "claim", lambda: clients.claims.acquire(CLUSTER, AUTOMATION, clients.now()), seconds=40
+    )
+    with claim:
+        one_pass(clients, find(AUTOMATION), clients.settings().cluster(CLUSTER), claim)
 
 
 def _journal(world: World) -> None:
@@ -246,7 +258,7 @@ def _outcome(world: World, record: BackupRecord) -> Entry:
     """What the journal says of a backup."""
 
     def look() -> Entry | None:
-        for entry in world.clients.journal.entries([(CLUSTER, "etcd-backup")]):
+        for entry in world.clients.journal.entries([(CLUSTER, AUTOMATION)]):
             if entry.action == "Backup" and entry.data.get("backup") == record.name:
                 return entry
         return None

@@ -77,7 +77,7 @@ class World:
     def start(self) -> None:
         """Azurite, etcd, the configuration and the host, each on free ports."""
         enter, screen = self._cleanup.enter_context, self.screen
-        self.directory = Path(enter(TemporaryDirectory(prefix="kubekeeper-demo-")))
+        self.directory = Path(enter(TemporaryDirectory(prefix="keeper-")))
         screen.progress("starting Azurite")
         azurite = enter(Azurite())
         screen.progress("starting three etcd members")
@@ -104,6 +104,8 @@ class World:
             # Once a day: the demo fires the timer itself, to the second.
             "KUBEKEEPER_ETCD_BACKUP_SCHEDULE": "0 0 0 * * *",
             "KUBEKEEPER_SETTLE": "1s",
+            # `keeper backup restore` runs the etcdutl it finds there.
+            "PATH": os.pathsep.join([str(tools.etcd().etcd.parent), os.environ.get("PATH", "")]),
         }
 
     def fill(self, megabytes: int) -> None:
@@ -133,20 +135,27 @@ class World:
         """Run a `keeper` command as a user would, and show it."""
         if show:
             self.screen.command(shlex.join(["keeper", *arguments]))
-        done = subprocess.run(
+        done = self._run(arguments, stderr=subprocess.STDOUT if show else subprocess.DEVNULL)
+        output = done.stdout.decode(errors="replace")
+        if show:
+            self.screen.output(output)
+        return Ran(done.returncode, output)
+
+    def keeper_bytes(self, *arguments: str) -> bytes:
+        """What a `keeper` command writes to standard output, to the byte; shows nothing."""
+        return self._run(arguments, stderr=subprocess.DEVNULL).stdout
+
+    def _run(self, arguments: tuple[str, ...], stderr: int) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
             [str(Path(sys.executable).with_name("keeper")), *arguments],
             cwd=tools.CHECKOUT,
             env={**os.environ, **self.environ, "NO_COLOR": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT if show else subprocess.DEVNULL,
-            text=True,
+            stderr=stderr,
             timeout=300,
             check=False,
         )
-        if show:
-            self.screen.output(done.stdout)
-        return Ran(done.returncode, done.stdout)
 
     def wait(self, what: str, look: Callable[[], T | None], seconds: float = 90) -> T:
         """What `look` gives as soon as it gives something; NotInTimeError names `what` otherwise."""
