@@ -17,7 +17,10 @@ def resolve_secret(reference: str, environ: Mapping[str, str] = os.environ) -> s
     kind, _, name = reference.partition(":")
     if kind == "setting":
         if name not in environ:
-            raise SettingsError(f"app setting '{name}' is not set, but the configuration refers to it")
+            raise SettingsError(
+                f"app setting '{name}' is not set, but the configuration refers to it; "
+                "set it, or correct the reference"
+            )
         return environ[name]
     try:
         return Path(name).read_text()

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from shared.errors import SettingsError
+from shared.errors import NotFoundError, SettingsError
 from shared.etcd_backup.policy import Encryption, EtcdBackupPolicy
 from shared.model.duration import parse_duration
 from shared.settings_document import read_document
@@ -134,16 +134,25 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     """
     location = environ.get("KUBEKEEPER_CONFIG", "").strip() or DEFAULT_CONFIG
     if location.startswith(("https://", "http://")):
-        from shared.clients.blob import read_blob_url
-
-        # A SAS token stands in the query: nothing behind the question mark is ever shown.
-        return parse_settings(read_blob_url(location, environ), location.partition("?")[0])
+        return _load_blob(location, environ)
     try:
         return parse_settings(Path(location).read_bytes(), location)
     except OSError as error:
         raise SettingsError(
             f"cannot read the configuration '{location}': {error.strerror}; "
             "set KUBEKEEPER_CONFIG to its path or blob URL"
+        ) from error
+
+
+def _load_blob(url: str, environ: Mapping[str, str]) -> Settings:
+    from shared.clients.blob import read_blob_url
+
+    shown = url.partition("?")[0]  # behind the question mark stands a SAS token
+    try:
+        return parse_settings(read_blob_url(url, environ), shown)
+    except NotFoundError as error:
+        raise SettingsError(
+            f"there is no configuration at '{shown}'; upload it, or correct KUBEKEEPER_CONFIG"
         ) from error
 
 

@@ -71,6 +71,8 @@ def _reason(error: Any) -> str:
     problem = " ".join(str(error.problem or error.context).split())
     if "\\t" in problem:
         return "a tab is used for indentation; use spaces"
+    if "<block end>" in problem:
+        return "this line is not indented like the lines it belongs to"
     if "mapping values are not allowed" in problem:
         return f"{problem}; check the indentation, and quote values that contain ': '"
     if "single document" in problem or "another document" in problem:

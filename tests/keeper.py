@@ -82,10 +82,9 @@ class World:
 
     def write_config(self, policy: dict[str, Any], connection: EtcdConnection | None = None) -> None:
         """The configuration of cluster `prod`, with its etcd or another `connection`."""
-        etcd = msgspec.to_builtins(connection or self.etcd.connection())
         cluster = {
             "name": "prod",
-            "etcd": {key: value for key, value in etcd.items() if value is not None},
+            "etcd": _without_none(msgspec.to_builtins(connection or self.etcd.connection())),
             "etcdBackup": {"schedule": "0 * * * *", **policy},
         }
         self.config.write_text(json.dumps({"clusters": [cluster]}))
@@ -138,3 +137,9 @@ class World:
                         continue
                     poison.send(message.text)
                 queue.delete(message)
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return value

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from shared.cli.console import print_line
+from shared.cli.console import print_line, write_file
 
 app = typer.Typer(help="Check the configuration, print its schema.", no_args_is_help=True)
 
@@ -39,7 +39,7 @@ def schema(
     from shared.cli.schema import schema_text
 
     if output:
-        output.write_text(schema_text())
+        write_file(output, schema_text().encode())
         print_line(f"wrote {output}")
     else:
         print_line(schema_text().rstrip("\n"))

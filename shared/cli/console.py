@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -48,6 +49,15 @@ def print_json(document: Any) -> None:
 def print_line(line: str = "") -> None:
     """One line on stdout."""
     sys.stdout.write(line + "\n")
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file whole; the OSError names it also when it is the writing that fails."""
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def styled(text: str, word: str) -> str:

@@ -114,7 +114,7 @@ def _storage(here: Session) -> Iterator[Finding]:
         try:
             yield from prove(here, subject)
         except AutomationError as error:
-            yield _problem(subject, f"{error}{_identity_hint(here, error)}")
+            yield _problem(subject, f"{error}{sign_in_hint(error)}")
 
 
 def _prove_blobs(here: Session, subject: str) -> Iterator[Finding]:
@@ -135,7 +135,7 @@ def _prove_blobs(here: Session, subject: str) -> Iterator[Finding]:
     ahead = theirs - after if theirs > after else theirs + timedelta(seconds=1) - before
     if theirs <= after and theirs + timedelta(seconds=1) >= before:
         ahead = timedelta(0)
-    yield _clock("clock", "the storage account's", ahead)
+    yield clock_finding("clock", "the storage account's", ahead)
 
 
 def _prove_queues(here: Session, subject: str) -> Iterator[Finding]:
@@ -168,7 +168,7 @@ _SIGN_IN = {
 """Codes of Entra ID (learn.microsoft.com, "Microsoft Entra authentication and authorization error codes")."""
 
 
-def _identity_hint(here: Session, error: AutomationError) -> str:
+def sign_in_hint(error: AutomationError) -> str:
     """What Entra ID said, when signing in is what failed."""
     texts = []
     cause: BaseException | None = error
@@ -245,6 +245,8 @@ def _etcd(here: Session, cluster: Cluster) -> Iterator[Finding]:
         observation = observe_etcd(cluster, etcd, now=here.clients.now())
         for reading in observation.endpoints:
             yield from _member(f"{cluster.name} {reading.endpoint}", reading, observation)
+        if not observation.statuses:
+            return
         if observation.members_error:
             yield _problem(subject, f"the member list cannot be read: {observation.members_error}")
             return
@@ -260,7 +262,7 @@ def _member(subject: str, reading: EndpointReading, observation: Observation) ->
     role = "learner" if status.is_learner else "leader" if status.is_leader else "follower"
     yield _ok(subject, f"{role}, etcd {status.version}, answered in {reading.latency_ms} ms")
     if reading.clock_skew_ms is not None:
-        yield _clock(subject, "its", timedelta(milliseconds=reading.clock_skew_ms))
+        yield clock_finding(subject, "its", timedelta(milliseconds=reading.clock_skew_ms))
     for alarm in status.alarms():
         if alarm.member_id == status.member_id:
             yield _problem(subject, f"alarm {alarm.alarm}; mend its cause, then: etcdctl alarm disarm")
@@ -300,10 +302,10 @@ def _certificates(here: Session, cluster: Cluster) -> Iterator[Finding]:
     for what, reference in (("CA certificate", tls.ca), ("client certificate", tls.certificate)):
         if reference:
             pem = resolve_secret(reference, here.environ).encode()
-            yield from _validity(f"{cluster.name} {what}", pem, here.clients.now())
+            yield from validity(f"{cluster.name} {what}", pem, here.clients.now())
 
 
-def _validity(subject: str, pem: bytes, now: datetime) -> Iterator[Finding]:
+def validity(subject: str, pem: bytes, now: datetime) -> Iterator[Finding]:
     from cryptography import x509
 
     try:
@@ -348,7 +350,7 @@ def _backups(here: Session, cluster: Cluster) -> Iterator[Finding]:
     if policy is None:
         yield _warning(subject, "none are configured; add 'etcdBackup' to the configuration")
         return
-    gap = _longest_gap(policy.schedule, here.clients.now())
+    gap = longest_gap(policy.schedule, here.clients.now())
     if parse_duration(policy.objective) < gap:
         yield _warning(
             subject,
@@ -370,7 +372,7 @@ def _backups(here: Session, cluster: Cluster) -> Iterator[Finding]:
         yield _ok(subject, f"newest verified backup is {_hours(now - newest.started_at)} old ({newest.run})")
 
 
-def _longest_gap(schedule: str, now: datetime) -> timedelta:
+def longest_gap(schedule: str, now: datetime) -> timedelta:
     """The longest time between two of the next ticks; a hundred see every weekday of an hourly schedule."""
     from itertools import islice, pairwise
 
@@ -390,7 +392,7 @@ def _hours(value: timedelta) -> str:
     )
 
 
-def _clock(subject: str, whose: str, ahead: timedelta) -> Finding:
+def clock_finding(subject: str, whose: str, ahead: timedelta) -> Finding:
     if abs(ahead) < SKEW_WARNING:
         return _ok(subject, f"{whose} clock and ours agree")
     direction = "ahead of" if ahead > timedelta(0) else "behind"

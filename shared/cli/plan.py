@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shared.cli.console import print_json, print_line, print_note, when
+from shared.cli.console import print_json, print_line, print_note, when, write_file
 from shared.cli.session import Session, complete_cluster, session
 from shared.errors import SettingsError
 
@@ -91,7 +91,7 @@ def snapshot(
     if str(output) == "-":
         print_line(save(observation).decode().rstrip("\n"))
         return
-    output.write_bytes(save(observation))
+    write_file(output, save(observation))
     print_note(f"wrote {output}; decide from it with: keeper plan {automation} --from {output}")
 
 
