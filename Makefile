@@ -31,7 +31,7 @@ check: $(DONE)/python  ## format, lint, types, import contracts, repository chec
 	@echo "ruff format";  $(PY) -m ruff format --check -q .
 	@echo "ruff check";   $(PY) -m ruff check -q .
 	@echo "mypy";         $(PY) -m mypy
-	@echo "import contracts"; .venv/bin/lint-imports --no-logo
+	@echo "import contracts"; .venv/bin/lint-imports --no-logo --no-cache
 	@echo "repository";   $(PYTEST) -q -p no:cacheprovider tests/repository
 
 format: $(DONE)/python ## rewrite the files as `make check` wants them

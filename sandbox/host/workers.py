@@ -79,19 +79,22 @@ class Worker:
     ) -> Future[dict[str, Any] | None]:
         """Begin an invocation; the future holds the answer or InvocationError."""
         running = _Running(function, self._timeout)
-        if not self._ready.wait(START_SECONDS) or self._stopping.is_set():
-            running.answer.set_exception(InvocationError(f"{function}: no worker is running"))
-            return running.answer
-        with self._lock:
-            self._running[running.id] = running
-            log.info("Executing %s (Id=%s)", function, running.id)
-            try:
-                assert self._connection is not None
-                self._connection.send((running.id, function, kind, value, dict(metadata)))
-            except OSError:
-                del self._running[running.id]
-                running.answer.set_exception(InvocationError(f"{function}: the worker process ended"))
+        while self._ready.wait(START_SECONDS) and not self._stopping.is_set():
+            with self._lock:
+                if self._ready.is_set():  # else the process has just ended: wait for the next
+                    self._begin(running, kind, value, metadata)
+                    return running.answer
+        running.answer.set_exception(InvocationError(f"{function}: no worker is running"))
         return running.answer
+
+    def _begin(self, running: _Running, kind: str, value: Any, metadata: Mapping[str, Any]) -> None:
+        assert self._connection is not None
+        log.info("Executing %s (Id=%s)", running.function, running.id)
+        try:
+            self._connection.send((running.id, running.function, kind, value, dict(metadata)))
+            self._running[running.id] = running
+        except OSError:
+            running.answer.set_exception(InvocationError(f"{running.function}: the worker process ended"))
 
     def stop(self) -> None:
         """End the process and everything in it."""
@@ -132,7 +135,6 @@ class Worker:
     def _serve(self) -> None:
         while not self._stopping.is_set():
             self._read_answers()
-            self._ready.clear()
             self._fail_everything("the worker process ended")
             self._end_process()
             if not self._stopping.is_set():
@@ -185,6 +187,7 @@ class Worker:
 
     def _fail_everything(self, why: str) -> None:
         with self._lock:
+            self._ready.clear()
             lost, self._running = list(self._running.values()), {}
         for running in lost:
             log.error("Executed %s (Failed, Id=%s): %s", running.function, running.id, why)
