@@ -131,6 +131,8 @@ def translate(error: AzureError, what: str) -> ApiError:
     elif status is None or status >= 500 or code in _UNAVAILABLE_CODES:
         kind = UnavailableError
         line += "; the service is in trouble, try again later"
+    elif code == "PopReceiptMismatch":  # a 400, but it says that somebody else has the message now
+        kind = ConflictError
     else:
         kind = {404: NotFoundError, 409: ConflictError, 412: ConflictError}.get(status, ApiError)
     return kind(line, status=status, code=code, request_id=request_id)
