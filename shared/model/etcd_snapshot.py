@@ -21,8 +21,8 @@ import sys
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
-from typing import NamedTuple
+from itertools import pairwise
+from typing import NamedTuple, Protocol
 
 from shared.errors import IntegrityError
 from shared.model import bolt
@@ -46,6 +46,7 @@ _ROW_KEY_BYTES = 17  # main revision, "_", sub revision; a tombstone's has a "t"
 
 _LEAF = struct.Struct("<IIHH17s17s")
 """crc, bytes, rows, overflow pages, first and last row key (without a tombstone's mark)."""
+_ELEMENT = struct.Struct("<IIII")  # of a leaf: flags, position, bytes of key and value
 _SEGMENT = struct.Struct("<IIQ")
 """crc and bytes of consecutive rows, and the compact revision from which HashKV omits them (0: never)."""
 _ROW_KEY = struct.Struct(">QcQ")
@@ -56,6 +57,13 @@ Record = tuple[int, int, int, int, bytes, bytes]  # as _LEAF
 Header = tuple[int, int, int, int]  # page, flags, elements, overflow
 RowSink = Callable[[int, list[bytes], list[bytes], tuple[int, ...]], None]
 """Told each leaf with rows of bucket `key`: page number, row keys, etcd keys, bytes of the values."""
+
+
+class Sha256(Protocol):
+    """A sha256 under way, as `hashlib.sha256()`; one that works in another thread saves time."""
+
+    def update(self, data: memoryview, /) -> None: ...
+    def digest(self) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -232,11 +240,18 @@ class SnapshotScan:
 
     `newest` makes HashKV exact where rows are superseded but not compacted, as in any Kubernetes cluster.
     `on_rows` is told every leaf, stale ones too: ask the report's `is_reached` afterwards.
+    `sha256` replaces hashlib's.
     """
 
-    def __init__(self, *, newest: NewestRows | None = None, on_rows: RowSink | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        newest: NewestRows | None = None,
+        on_rows: RowSink | None = None,
+        sha256: Sha256 | None = None,
+    ) -> None:
         self._pages = _Pages(newest, on_rows)
-        self._sha256 = hashlib.sha256()
+        self._sha256: Sha256 = sha256 or hashlib.sha256()
         self._size = 0
         self._parts: list[bytes] = []
         self._held = 0
@@ -268,7 +283,7 @@ class SnapshotScan:
             size_bytes=self._size,
             page_size=self._page_size,
             page_count=self._pages.count,
-            sha256=self._sha256.hexdigest(),
+            sha256=self._sha256.digest().hex(),
             trailer_matches=matches,
             problems=self._problems,
             revisions=walk.revisions(),
@@ -365,7 +380,6 @@ class _Pages:
         ] = {}  # page: (name, bucket header and inline page)
         self.bad: dict[int, str] = {}
         self.reached = bytearray()
-        self._tables: dict[int, struct.Struct] = {}
         self._bucket_bytes = 0
         self._looked_at = 0
 
@@ -414,43 +428,36 @@ class _Pages:
         """
         pgid, _, count, overflow = header
         table = start + bolt.HEADER_BYTES
-        data = table + bolt.ELEMENT_BYTES * count
+        data = at = table + bolt.ELEMENT_BYTES * count
         self._looked_at += 1 + overflow
         if data > end or self._looked_at > _MOST_OVERLAP * len(self.slots):
             self.reject(pgid, f"{count} elements do not fit" if data > end else "too many pages overlap it")
             return
-        if not count:
-            self._append(header, 0, 0, (b"", b""))
+        flags, first, key = 0, b"", b""
+        for flag, position, key_bytes, value_bytes in _ELEMENT.iter_unpack(buffer[table:data]):
+            previous, key = key, buffer[at : at + key_bytes]
+            if table + position != at or key <= previous:
+                self.reject(pgid, "its rows do not lie one behind the other in ascending order")
+                return
+            first = first or key
+            flags |= flag
+            table += bolt.ELEMENT_BYTES
+            at += key_bytes + value_bytes
+        if at > end:
+            self.reject(pgid, "its rows do not fit")
             return
-        elements = self._table(count).unpack_from(buffer, table)
-        key_bytes, value_bytes = elements[2::4], elements[3::4]
-        starts = list(accumulate(map(operator.add, key_bytes, value_bytes), initial=data))
-        stop = starts.pop()
-        if stop > end or list(map(operator.add, elements[1::4], range(table, data, 16))) != starts:
-            self.reject(pgid, "its rows do not lie one behind the other within it")
-            return
-        keys = [buffer[at : at + length] for at, length in zip(starts, key_bytes)]  # noqa: B905
-        if count > 1 and not all(map(operator.lt, keys, keys[1:])):
-            self.reject(pgid, "its keys are not in ascending order")
-            return
-        slot = self._append(header, self.extend(0, buffer[data:stop]), stop - data, (keys[0], keys[-1]))
-        if any(elements[0::4]):
-            self._keep_buckets(_Rows(pgid, slot, buffer, keys, starts, value_bytes), elements[0::4])
+        slot = self._append(header, self.extend(0, buffer[data:at]), at - data, (first, key))
+        if flags:
+            self._keep_buckets(_rows(buffer, start, header, slot))
         elif slot in self.other_keys:
-            self._keep_marks(_Rows(pgid, slot, buffer, keys, starts, value_bytes))
+            self._keep_marks(_rows(buffer, start, header, slot))
         elif self.newest or self.on_rows:
-            self._look_at_rows(_Rows(pgid, slot, buffer, keys, starts, value_bytes))
+            self._look_at_rows(_rows(buffer, start, header, slot))
 
     def reject(self, pgid: int, message: str) -> None:
         """Note what is wrong with a candidate: a problem if the tree reaches it."""
         self.bad[pgid] = message
         self.slots[pgid] = 0
-
-    def _table(self, count: int) -> struct.Struct:
-        table = self._tables.get(count)
-        if table is None:
-            table = self._tables[count] = struct.Struct(f"<{4 * count}I")
-        return table
 
     def _append(self, header: Header, crc: int, length: int, bounds: tuple[bytes, bytes]) -> int:
         """Add the record of a leaf; returns its slot."""
@@ -463,12 +470,12 @@ class _Pages:
             self.other_keys[slot] = bounds
         return slot
 
-    def _keep_buckets(self, rows: _Rows, flags: tuple[int, ...]) -> None:
+    def _keep_buckets(self, rows: _Rows) -> None:
         buckets = list(zip(rows.keys, rows.values(), strict=True))
         self._bucket_bytes += sum(len(name) + len(value) for name, value in buckets)
         if self._bucket_bytes > _MOST_BUCKET_BYTES:
             self.reject(rows.pgid, "there are too many pages with buckets")
-        elif any(flag != bolt.BUCKET_ELEMENT for flag in flags):
+        elif any(flag != bolt.BUCKET_ELEMENT for flag in rows.flags):
             self.reject(rows.pgid, "buckets and rows are mixed in it")
         else:
             self.bucket_leaves[rows.pgid] = buckets
@@ -520,6 +527,7 @@ class _Rows(NamedTuple):
     keys: list[bytes]
     starts: list[int]
     value_bytes: tuple[int, ...]
+    flags: tuple[int, ...]
 
     def values(self) -> Iterator[bytes]:
         """The value of each row."""
@@ -539,6 +547,17 @@ class _Rows(NamedTuple):
             row_revision(key)
             found.append(etcd_key(buffer[at : at + length], f"page {self.pgid}"))
         return found
+
+
+def _rows(buffer: bytes, start: int, header: Header, slot: int) -> _Rows:
+    """The rows of a leaf that was found sound."""
+    pgid, _, count, _ = header
+    table = start + bolt.HEADER_BYTES
+    elements = struct.unpack_from(f"<{4 * count}I", buffer, table)
+    key_bytes, value_bytes = elements[2::4], elements[3::4]
+    starts = list(map(operator.add, elements[1::4], range(table, table + 16 * count, 16)))
+    keys = [buffer[at : at + length] for at, length in zip(starts, key_bytes, strict=True)]
+    return _Rows(pgid, slot, buffer, keys, starts, value_bytes, elements[0::4])
 
 
 class _Walk:
