@@ -24,7 +24,7 @@ def backup(connection: str, endpoint: str, container: str, parent: str = "") -> 
     from shared.clients.etcd import EtcdClient
     from shared.etcd_backup.backup import Order, Taker
     from shared.etcd_backup.policy import EtcdBackupPolicy
-    from shared.etcd_backup.verify import store_proof, verify
+    from shared.etcd_backup.verify import store_index, store_verdict, verify
     from shared.model.backup import Source
     from shared.runtime.claim import Claims
     from shared.settings import EtcdConnection
@@ -54,23 +54,28 @@ def backup(connection: str, endpoint: str, container: str, parent: str = "") -> 
         taken = taker.take(Order("bench", secrets.token_hex(8), source, parent or None))
         stored = time.monotonic()
         at_backup = peak_bytes()
-        proof = verify(taken.chain, taken.asked, datetime.now(UTC), with_index=True)
-        store_proof(claim, store, proof)
+        verdict = verify(taken.chain, taken.asked, datetime.now(UTC)).verdict
+        store_verdict(claim, store, verdict)
         ended = time.monotonic()
+        at_verdict = peak_bytes()
+        indexed = store_index(claim, store, taken.chain, verdict)
+        index_seconds = time.monotonic() - ended
     manifest = taken.manifest
     return {
         "seconds": ended - began,
         "backupSeconds": stored - began,
         "verifySeconds": ended - stored,
+        "indexSeconds": index_seconds if indexed else 0.0,
         "manifest": manifest.name,
         "storedBytes": manifest.archive.stored_bytes,
         "databaseBytes": manifest.database.size_bytes,
         "heldSeconds": manifest.timings.stream_seconds,
         "waitedSeconds": taken.reader_waited.total_seconds(),
-        "state": proof.verdict.state.value,
-        "reason": proof.verdict.reason,
+        "state": verdict.state.value,
+        "reason": verdict.reason,
         "importBytes": imported,
         "backupPeakBytes": at_backup,
+        "verdictPeakBytes": at_verdict,
         "peakBytes": peak_bytes(),
         "cpuSeconds": time.process_time(),
     }

@@ -18,14 +18,16 @@ import msgspec
 from shared.clients.blob import BlobInfo, BlobStore
 from shared.clients.etcd import EtcdClient
 from shared.errors import (
+    ApiError,
     AutomationError,
+    IntegrityError,
     LostLeaseError,
     NotFoundError,
     UnavailableError,
 )
 from shared.etcd_backup.backup import Order, Taken, Taker
 from shared.etcd_backup.policy import EtcdBackupPolicy
-from shared.etcd_backup.verify import Proof, Reason, store_proof, verify, verify_stored
+from shared.etcd_backup.verify import Proof, Reason, store_index, store_verdict, verify, verify_stored
 from shared.model.backup import Listing, Source, VerdictState, read_listing
 from shared.model.etcd import format_id
 from shared.model.plan import Action, ActionKind, Outcome, Plan, Status
@@ -68,7 +70,6 @@ def verdict_outcomes(action: Action, proof: Proof) -> list[Outcome]:
         "place": verdict.place,
         "statusHash": verdict.status_hash,
         "totalRows": verdict.total_rows,
-        "liveKeys": verdict.live_keys,
         "hashKv": verdict.hash_kv,
         "members": [w.member_id for w in verdict.witnesses if w.agrees],
         "seconds": verdict.seconds,
@@ -155,9 +156,24 @@ def _backup(action: Action, place: Place) -> Iterator[Outcome]:
 
 
 def _prove(action: Action, taken: Taken, place: Place) -> list[Outcome]:
-    proof = verify(taken.chain, taken.asked, place.now(), with_index=True)
-    store_proof(place.claim, place.store, proof)
-    return verdict_outcomes(action, proof)
+    proof = verify(taken.chain, taken.asked, place.now())
+    return _settle(action, proof, place)
+
+
+def _settle(action: Action, proof: Proof, place: Place) -> list[Outcome]:
+    """Store what was found; the key index is a convenience, and failing at it does not spoil the proof."""
+    verdict = proof.verdict
+    store_verdict(place.claim, place.store, verdict)
+    place.claim.progress(f"{verdict.backup} is {verdict.state}; indexing its keys")
+    outcomes = verdict_outcomes(action, proof)
+    try:
+        if proof.chain:
+            store_index(place.claim, place.store, proof.chain, verdict)
+    except (ApiError, IntegrityError) as error:
+        first = outcomes[0]
+        note = f"{first.message}; no key index was made: {error}"
+        outcomes[0] = msgspec.structs.replace(first, message=note)
+    return outcomes
 
 
 def verification_of(backup: str, reason: str, why: str) -> Action:
@@ -235,12 +251,11 @@ def _verify(action: Action, place: Place) -> Iterator[Outcome]:
             place.now(),
             encryption=place.policy.encryption,
             environ=place.environ,
-            with_index=True,
         )
-        store_proof(place.claim, place.store, proof)
+        outcomes = _settle(action, proof, place)
     except NotFoundError as error:
         raise _Declined(f"{name} is gone; nothing to verify") from error
-    yield from verdict_outcomes(action, proof)
+    yield from outcomes
 
 
 # Prune

@@ -7,20 +7,22 @@ at the same revision is asked meanwhile. The result is a `Verdict`: *verified*, 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 from shared.clients.blob import BlobStore
-from shared.clients.etcd import EtcdClient, Pending
+from shared.clients.etcd import EtcdClient
 from shared.errors import ApiError, ConflictError, IntegrityError
 from shared.etcd_backup.archive import Chain
 from shared.etcd_backup.chain import open_chain
-from shared.etcd_backup.key_index import MOST_INDEX_BYTES, EncodedIndex, KeyCollector, encode_index
+from shared.etcd_backup.key_index import MOST_INDEX_BYTES, KeyCollector, encode_index
 from shared.etcd_backup.policy import Encryption
 from shared.model.backup import Manifest, Verdict, VerdictState, Witness, key_index_name, verdict_name
 from shared.model.etcd import HashKV, format_id
@@ -33,6 +35,8 @@ from shared.model.etcd_snapshot import (
 )
 from shared.runtime.claim import Claim
 
+MOST_INDEX_ROWS = 450_000
+"""Beyond that a key index is sure not to fit into `MOST_INDEX_BYTES`, and looking is spared."""
 FOLLOW_SECONDS = 15.0
 """How long to wait for a voter that has not reached the backup's revision yet."""
 _ASK_AGAIN_SECONDS = 0.5
@@ -50,57 +54,25 @@ class Reason(StrEnum):
     NOT_WHAT_WAS_STORED = "NotWhatWasStored"
 
 
+Answer = HashKV | ApiError
+"""A member's hash, or why there is none."""
+
+
 @dataclass(frozen=True)
 class Asked:
-    """A member that was asked for its HashKV; `pending` is None when asking itself failed with `error`."""
+    """A member that is being asked for its HashKV at `revision`."""
 
-    etcd: EtcdClient
     endpoint: str
     revision: int
-    pending: Pending[HashKV] | None
-    error: ApiError | None = None
-
-    def answer(self) -> HashKV | ApiError:
-        """The hash, or why there is none; waits for a member that is behind."""
-        if self.pending is None:
-            assert self.error is not None
-            return self.error
-        deadline = time.monotonic() + FOLLOW_SECONDS
-        try:
-            return self.pending.result()
-        except ApiError as error:
-            failure = error
-        while failure.code == "FutureRevision" and time.monotonic() < deadline:
-            time.sleep(_ASK_AGAIN_SECONDS)
-            try:
-                return self.etcd.hash_kv(self.endpoint, self.revision)
-            except ApiError as error:
-                failure = error
-        return self._newest() or failure if failure.code == "Compacted" else failure
-
-    def _newest(self) -> HashKV | None:
-        """The hash at the newest revision, if that is still ours.
-
-        Before 3.5.16 etcd calls the compacted revision itself compacted, but answers for the newest one. A
-        member that has compacted at our revision has reached it, so its newest cannot be an older one.
-        """
-        with suppress(ApiError):
-            newest = self.etcd.hash_kv(self.endpoint)
-            if newest.revision == newest.compact_revision == self.revision:
-                return newest
-        return None
+    answer: Future[Answer]
 
 
 @dataclass(frozen=True)
 class Proof:
-    """A verdict and what it rests on; `report` is None when the backup could not be read to its end.
-
-    `index` is the key index to store beside a sound backup, when it was asked for.
-    """
+    """A verdict, and the chain it is about when that could be opened."""
 
     verdict: Verdict
-    report: SnapshotReport | None = None
-    index: EncodedIndex | None = None
+    chain: Chain | None = None
 
 
 def ask_members(etcd: EtcdClient, revision: int) -> tuple[Asked, ...]:
@@ -108,19 +80,64 @@ def ask_members(etcd: EtcdClient, revision: int) -> tuple[Asked, ...]:
 
     Ask before etcd compacts beyond the revision: after that nobody can answer.
     """
-    return tuple(_ask(etcd, endpoint, revision) for endpoint in etcd.endpoints)
+    pool = ThreadPoolExecutor(len(etcd.endpoints), thread_name_prefix="witness")
+    asked = tuple(
+        Asked(endpoint, revision, pool.submit(_ask, etcd, endpoint, revision)) for endpoint in etcd.endpoints
+    )
+    pool.shutdown(wait=False)
+    return asked
 
 
-def _ask(etcd: EtcdClient, endpoint: str, revision: int) -> Asked:
-    try:
-        return Asked(etcd, endpoint, revision, etcd.hash_kv_begin(endpoint, revision))
-    except ApiError as error:
-        return Asked(etcd, endpoint, revision, None, error)
+def _ask(etcd: EtcdClient, endpoint: str, revision: int) -> Answer:
+    """The member's answer; waits for one that has not come to the revision yet."""
+    deadline = time.monotonic() + FOLLOW_SECONDS
+    while True:
+        try:
+            return etcd.hash_kv(endpoint, revision)
+        except ApiError as error:
+            if error.code == "Compacted":
+                return _ask_newest(etcd, endpoint, revision) or error
+            if error.code != "FutureRevision" or time.monotonic() > deadline:
+                return error
+        time.sleep(_ASK_AGAIN_SECONDS)
+
+
+def _ask_newest(etcd: EtcdClient, endpoint: str, revision: int) -> HashKV | None:
+    """The hash at the newest revision, if that is still ours.
+
+    Before 3.5.16 etcd calls the compacted revision itself compacted, but answers for the newest one. A member
+    that has compacted at our revision has reached it, so its newest cannot be an older one.
+    """
+    with suppress(ApiError):
+        newest = etcd.hash_kv(endpoint)
+        if newest.revision == newest.compact_revision == revision:
+            return newest
+    return None
+
+
+class _Sha256:
+    """sha256 in a thread of its own: hashing takes as long as looking at the pages, and needs no lock."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+        self._pending: Future[None] | None = None
+
+    def update(self, data: memoryview, /) -> None:
+        """Hash `data`, which must stay as it is; waits for what was given before."""
+        if self._pending:
+            self._pending.result()
+        self._pending = self._pool.submit(self._sha256.update, data)
+
+    def digest(self) -> bytes:
+        """The digest of all that was given; ends the thread."""
+        self._pool.shutdown(wait=True)
+        return self._sha256.digest()
 
 
 def read_back(chain: Chain, *, on_rows: RowSink | None = None) -> SnapshotReport:
     """One pass over the stored chain; raises IntegrityError where a frame cannot even be read."""
-    scan = SnapshotScan(newest=newest_of(chain), on_rows=on_rows)
+    scan = SnapshotScan(newest=newest_of(chain), on_rows=on_rows, sha256=_Sha256())
     for piece in chain.stream():
         scan.feed(piece)
     return scan.finish()
@@ -131,19 +148,16 @@ def verify(
     asked: Sequence[Asked],
     at: datetime,
     earlier: Iterable[Verdict] = (),
-    *,
-    with_index: bool = False,
 ) -> Proof:
-    """The verdict on the newest backup of `chain`, given at `at`; `with_index` also makes its key index.
+    """The verdict on the newest backup of `chain`, given at `at`.
 
     `earlier` are its older verdicts: a proof by members stays one as long as the bytes are the same. ApiError
     when the store cannot be read; damage is a verdict, not an error.
     """
     began, before = time.monotonic(), chain.bytes_read
     manifest = chain.manifest
-    collector = KeyCollector(MOST_INDEX_BYTES) if with_index else None
     try:
-        report = read_back(chain, on_rows=collector)
+        report = read_back(chain)
     except IntegrityError as error:
         return Proof(damaged(manifest, error, at, seconds=time.monotonic() - began))
     witnesses, members = _witnesses(report, asked)
@@ -153,7 +167,6 @@ def verify(
         state, reason = VerdictState.VERIFIED, Reason.PROVEN_BEFORE
         message = f"the same bytes as {proven.at:%Y-%m-%d %H:%M:%S}, when members agreed with them"
         witnesses, hash_kv, compact = proven.witnesses, proven.hash_kv, proven.hash_kv_compact_revision
-    index = encode_index(collector, report, chain) if collector and report.is_sound else None
     verdict = Verdict(
         backup=manifest.name,
         manifest_digest=manifest.digest(),
@@ -165,8 +178,6 @@ def verify(
         sha256=report.sha256,
         status_hash=report.status_hash,
         total_rows=report.total_rows,
-        live_keys=index.live_keys if index else None,
-        kinds=index.kinds if index else None,
         hash_kv=hash_kv,
         hash_kv_compact_revision=compact,
         witnesses=witnesses,
@@ -174,7 +185,7 @@ def verify(
         seconds=round(time.monotonic() - began, 3),
         read_bytes=chain.bytes_read - before,
     )
-    return Proof(verdict, report, index)
+    return Proof(verdict, chain)
 
 
 def verify_stored(
@@ -185,7 +196,6 @@ def verify_stored(
     *,
     encryption: Encryption | None = None,
     environ: Mapping[str, str] = os.environ,
-    with_index: bool = False,
 ) -> Proof:
     """`verify` of the backup whose manifest is `name`, from what the store has; `etcd` None asks nobody.
 
@@ -197,16 +207,29 @@ def verify_stored(
     except IntegrityError as error:
         return Proof(_unreadable(store, name, error, at, seconds=time.monotonic() - began))
     asked = ask_members(etcd, chain.manifest.revisions.revision) if etcd else ()
-    return verify(chain, asked, at, earlier_verdicts(store, name), with_index=with_index)
+    return verify(chain, asked, at, earlier_verdicts(store, name))
 
 
-def store_proof(claim: Claim, store: BlobStore, proof: Proof) -> None:
-    """Write the verdict beside its manifest, and the key index unless there is one, through the claim."""
-    verdict = proof.verdict
+def store_verdict(claim: Claim, store: BlobStore, verdict: Verdict) -> None:
+    """Write the verdict beside its manifest, through the claim."""
     claim.create_blob(store, verdict_name(verdict.backup, verdict.at), verdict.to_json(), verdict.metadata())
-    if proof.index:
-        with suppress(ConflictError):  # made by an earlier verification
-            claim.create_blob(store, key_index_name(verdict.backup), proof.index.data)
+
+
+def store_index(claim: Claim, store: BlobStore, chain: Chain, verdict: Verdict) -> bool:
+    """Write the key index of a sound backup beside it, through the claim; whether there is one now.
+
+    A pass of its own, after the verdict: a backup should be proven as early as possible, and finding single
+    objects in it can wait. Databases whose index would not fit into memory get none; reading works without.
+    """
+    if verdict.state is VerdictState.BAD or not 0 < (verdict.total_rows or 0) <= MOST_INDEX_ROWS:
+        return False
+    collector = KeyCollector(MOST_INDEX_BYTES)
+    index = encode_index(collector, read_back(chain, on_rows=collector), chain)
+    if index is None:
+        return False
+    with suppress(ConflictError):  # made by an earlier verification
+        claim.create_blob(store, key_index_name(verdict.backup), index.data)
+    return True
 
 
 def earlier_verdicts(store: BlobStore, manifest: str) -> list[Verdict]:
@@ -253,7 +276,7 @@ def _witnesses(report: SnapshotReport, asked: Sequence[Asked]) -> tuple[tuple[Wi
     """What everybody answered, and those among them that gave a hash. Learners are no witnesses."""
     found = []
     for one in asked:
-        answer = one.answer()
+        answer = one.answer.result()
         if isinstance(answer, HashKV):
             own = report.hash_kv(answer.compact_revision) if report.is_sound else None
             found.append(
