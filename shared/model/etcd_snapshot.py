@@ -40,7 +40,9 @@ MOST_PROBLEMS = 20
 MOST_NEWEST_ROWS = 1_000_000
 """Keys written since the last compaction that fit into memory, at some 170 bytes each."""
 _MOST_BUCKET_BYTES = 16 * 1024 * 1024  # root pages, stale ones too, kept until the true one is known
-_MOST_OVERLAP = 4  # stale pages overlap live ones, but a crafted file must not make a scan take for ever
+_MOST_OVERLAP = 64
+"""Stale pages may overlap live ones (some percent do in practice), but no crafted file may keep a scan busy for
+ever: after so many times its size in overlapping pages, the rest are refused."""
 _MOST_LEVELS = 64
 _ROW_KEY_BYTES = 17  # main revision, "_", sub revision; a tombstone's has a "t" behind it
 
