@@ -89,9 +89,12 @@ class Clients:
     @cached_property
     def claims(self) -> Claims:
         """Claims on (cluster, automation)."""
-        from shared.runtime.claim import LEASE, Claims
+        from shared.runtime.claim import LEASE, LONGEST_LEASE, SHORTEST_LEASE, Claims
 
-        return Claims(self.blobs, self.duration("KUBEKEEPER_LEASE", LEASE))
+        lease = self.duration("KUBEKEEPER_LEASE", LEASE)
+        if not SHORTEST_LEASE <= lease <= LONGEST_LEASE:
+            raise SettingsError("app setting 'KUBEKEEPER_LEASE' must be from 15s to 60s, as Azure has it")
+        return Claims(self.blobs, lease)
 
     @cached_property
     def journal(self) -> Journal:

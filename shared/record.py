@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from shared.errors import ApiError, RunFailedError
+from shared.errors import RunFailedError
 from shared.log import log_event, redact
 from shared.model.plan import Action, ActionKind, LeftAlone, Outcome, Plan, Status
 from shared.runtime.automation import AUTOMATIONS
@@ -298,7 +298,7 @@ def _publish(
         if topic is None or not parts:
             return
         topic.publish([_event(cluster, automation, *part, now=now) for part in parts])
-    except ApiError as error:
+    except Exception as error:  # noqa: BLE001 - the outcome is journalled; nothing about the topic may hide it
         _log_entry(
             clients,
             Entry(
@@ -308,7 +308,7 @@ def _publish(
                 kind="Failed",
                 status=Status.FAILED,
                 reason="EventsNotPublished",
-                message=f"{', '.join(part[0] for part in parts)}: {error}",
+                message=redact(f"{', '.join(part[0] for part in parts)}: {error or type(error).__name__}"),
             ),
         )
 

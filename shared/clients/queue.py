@@ -90,7 +90,7 @@ class Queue:
             return
 
     def delete(self, message: Message) -> None:
-        """Delete a received message; ConflictError when somebody else has it, NotFoundError when it is gone."""
+        """Delete a received message; ConflictError when another has it now, NotFoundError when it is gone."""
         with translated(f"delete a message from queue '{self.name}'"):
             self._client.delete_message(message.id, message.receipt)
 

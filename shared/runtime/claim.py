@@ -39,7 +39,10 @@ INTENT = "kubekeeper_intent"
 """Metadata key on every blob an intent announced; tells one's own write from somebody else's."""
 
 LEASE = timedelta(seconds=30)
-"""Long enough to survive a slow request, short enough for a quick takeover; Azure allows 15 to 60 s."""
+"""Long enough to survive a slow request, short enough for a quick takeover."""
+
+SHORTEST_LEASE, LONGEST_LEASE = timedelta(seconds=15), timedelta(seconds=60)
+"""What the service allows."""
 
 MAX_HOLD = timedelta(hours=1)
 """No run is renewed beyond this, above every functionTimeout: a stuck one must not hold on for ever."""

@@ -1,4 +1,4 @@
-"""One-off operations: each id once, resumed, never dropped, progress and outcome readable; on a real Azurite."""
+"""One-off operations: each id once, resumed, never dropped, progress and outcome readable."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from shared.errors import MessageError, RunFailedError, SettingsError, Unavailab
 from shared.model.plan import Action, ActionKind, Outcome, Status
 from shared.operations import catalogue, dispatch, schema
 from shared.operations.dispatch import get_operation, submit
+from shared.runtime.event import Incoming, accept
 from shared.runtime.message import Nudge, Received
 from shared.runtime.operation import OperationMessage, OperationState
 
@@ -259,6 +260,29 @@ def test_a_request_that_cannot_work_is_refused_in_one_line(
     record = get_operation(clients, identity)
     assert record is not None
     assert (record.state, record.message) == (OperationState.FAILED, str(raised.value))
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "nudges"),
+    [
+        ("Kubekeeper.Cluster.EtcdUnhealthy", {"cluster": "prod"}, 1),
+        ("Kubekeeper.Cluster.EtcdUnhealthy", {"cluster": "nowhere"}, 0),
+        ("Kubekeeper.Cluster.EtcdUnhealthy", {"cluster": 7}, 0),
+        ("Kubekeeper.Cluster.EtcdUnhealthy", {}, 0),
+        ("Kubekeeper.Cluster.NodeNotReady", {"cluster": "prod"}, 0),
+        ("Microsoft.Resources.ResourceWriteSuccess", {"cluster": "prod"}, 0),
+        ("", {}, 0),
+    ],
+)
+def test_an_event_becomes_nudges_for_those_who_react_to_it(
+    clients: Clients, kind: str, data: dict[str, Any], nudges: int
+) -> None:
+    event = Incoming(id="1", type=kind, subject="s", data=data)
+    assert accept(clients, event) == nudges
+    sent = clients.queue(world.AUTOMATION).receive(timedelta(seconds=30))
+    for message in sent:
+        clients.queue(world.AUTOMATION).delete(message)
+    assert len(sent) == nudges
 
 
 def test_submitting_checks_before_it_sends(clients: Clients) -> None:

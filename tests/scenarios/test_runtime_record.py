@@ -165,6 +165,15 @@ def test_without_a_topic_outcomes_are_only_journalled(storage: str, cluster: str
     assert entry.operation_id == "op-1"
 
 
+def test_a_topic_address_that_is_nonsense_hides_no_outcome(storage: str, cluster: str) -> None:
+    clients = Clients(
+        {"AzureWebJobsStorage": storage, "KUBEKEEPER_EVENTS_ENDPOINT": "\\", "KUBEKEEPER_EVENTS_KEY": "k"}
+    )
+    record(clients, _plan(cluster), [_outcome(ActionKind.BACKUP)])
+    reasons = {entry.reason for entry in clients.journal.entries([(cluster, "etcd-backup")])}
+    assert reasons == {"Due", "EventsNotPublished"}
+
+
 def test_every_kind_of_action_has_its_event() -> None:
     assert set(VERBS) == set(ActionKind)
 
