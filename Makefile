@@ -11,7 +11,8 @@ PYTEST  = $(PY) -m pytest
 # Microsoft's own runtime package needs Python 3.13: where there is one, the app is tested under it too.
 RUNTIME = $(if $(filter-out $(PYTHON),$(shell sh sandbox/find-python 3.13)),.venv-3.13/done)
 
-.PHONY: all setup demo start test check format bench e2e lock clean
+.PHONY: all setup demo start test format bench e2e lock clean \
+    check check-format check-lint check-types check-imports check-repository
 
 all: test check
 
@@ -27,12 +28,18 @@ test: setup $(RUNTIME) ## unit, clients, functions, scenarios; ARGS="-k name" is
 	@$(PYTEST) -m "not e2e" --cov --cov-report= $(ARGS)
 	@echo "coverage of function_app, functions and shared: $$($(PY) -m coverage report --format=total) %"
 
-check: $(DONE)/python  ## format, lint, types, import contracts, repository checks
+check: check-format check-lint check-types check-imports check-repository  ## `make -k check` goes on after a failure
+
+check-format: $(DONE)/python
 	@echo "ruff format";  $(PY) -m ruff format --check -q .
+check-lint: $(DONE)/python
 	@echo "ruff check";   $(PY) -m ruff check -q .
+check-types: $(DONE)/python
 	@echo "mypy";         $(PY) -m mypy
+check-imports: $(DONE)/python
 	@echo "import contracts"; .venv/bin/lint-imports --no-logo --no-cache
-	@echo "repository";   $(PYTEST) -q -p no:cacheprovider tests/repository
+check-repository: $(DONE)/python
+	@echo "files, locks, schema, links"; $(PYTEST) -q -p no:cacheprovider tests/repository
 
 format: $(DONE)/python ## rewrite the files as `make check` wants them
 	@$(PY) -m ruff check -q --fix .
