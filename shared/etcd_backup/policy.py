@@ -50,7 +50,7 @@ class EtcdBackupPolicy(msgspec.Struct, frozen=True, kw_only=True, rename="camel"
     """What an operator decides about backups of one cluster."""
 
     enabled: bool = True
-    """`false` stops scheduled backups and drills; operations sent by hand still run."""
+    """`false` stops everything here for this cluster; to rest for a while, use the operation `pause`."""
     schedule: str = "0 * * * *"
     """Cron, five fields, UTC: when a backup is due."""
     objective: Duration = "2h"
@@ -72,4 +72,4 @@ class EtcdBackupPolicy(msgspec.Struct, frozen=True, kw_only=True, rename="camel"
     retention: Retention = Retention()
     """How many backups to keep."""
     encryption: Encryption | None = None
-    """Encrypt backups before they leave the app; off by default (Azure encrypts at rest with keys)."""
+    """Encrypt backups before they leave the app; off by default (Azure encrypts at rest by itself)."""
