@@ -43,7 +43,9 @@ _INDEX_ENTRY = struct.Struct("<IQ")  # stored length, xxh3_64 of the stored byte
 _DIGEST_BYTES = 8
 _NOWHERE = 255
 _THREAD = threading.local()
-_FRAMES_AT_ONCE = 8  # 2 MiB of pages in one range read
+READ_BYTES = 3 * 1024 * 1024
+"""Stored bytes in one range read when reading in order; all deltas of a chain share as much between them."""
+_GROUP_FRAMES = 4  # decoded at once: 1 MiB
 _MAX_ARCHIVES = 254  # a byte for each page says which archive holds it
 
 
@@ -227,8 +229,8 @@ class ArchiveWriter:
         if not hasattr(self._local, "compressor"):
             self._local.compressor = self._compressor(level=1)
         stored: bytes = self._local.compressor.compress(raw)
-        if self._cipher:
-            stored = self._cipher.encrypt("fram", number, stored)
+        # Copied: the compressor's own result keeps all the room it might have needed.
+        stored = self._cipher.encrypt("fram", number, stored) if self._cipher else bytes(memoryview(stored))
         return stored, self._xxh3(stored)
 
     def _drain(self, leave: int) -> list[bytes]:
@@ -313,10 +315,18 @@ class Archive:
 
     def read_frames(self, first: int, count: int) -> list[bytes]:
         """`count` decoded frames from `first` on, with one range read; IntegrityError names the frame."""
+        return self.decode_frames(first, count, self.read_stored(first, count), first)
+
+    def read_stored(self, first: int, count: int) -> bytes:
+        """`count` frames from `first` on as they are stored, with one range read."""
         start = self.offsets[first]
-        length = self.offsets[first + count] - start
-        stored = self._read(start, length, f"frame {first} of {self.manifest.data}")
-        view = memoryview(stored)
+        return self._read(
+            start, self.offsets[first + count] - start, f"frame {first} of {self.manifest.data}"
+        )
+
+    def decode_frames(self, first: int, count: int, stored: bytes, stored_first: int) -> list[bytes]:
+        """`count` frames from `first` on, out of what `read_stored` gave from frame `stored_first` on."""
+        view, start = memoryview(stored), self.offsets[stored_first]
         return [
             self._decode(n, view[self.offsets[n] - start : self.offsets[n + 1] - start])
             for n in range(first, first + count)
@@ -499,24 +509,23 @@ class Chain:
         """The database bytes in file order, then etcd's 32-byte sha256: exactly what etcd sent.
 
         Reads ahead in `workers` threads; frames that newer ones replace entirely are not read. Memory: about
-        10 MiB, and one or two frames for each delta. The caller checks the sha256 (it scans the bytes
+        15 MiB, and one or two frames for each delta. The caller checks the sha256 (it scans the bytes
         anyway).
         """
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
+        pools = _Pools(workers)
         try:
-            yield from self._groups([*self._cursors(pool, workers)])
+            yield from self._groups([*self._cursors(pools)])
             yield bytes.fromhex(self.manifest.database.sha256)
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pools.close()
 
-    def _cursors(self, pool: ThreadPoolExecutor, depth: int) -> Iterator[_Cursor]:
+    def _cursors(self, pools: _Pools) -> Iterator[_Cursor]:
         for number, archive in enumerate(self.archives):
             frames = self._needed_frames(number)
             if number == 0:
-                yield _Cursor(archive, frames, pool, _FRAMES_AT_ONCE, depth)
+                yield _Cursor(archive, frames, pools, READ_BYTES, 2)
             else:
-                most = max(1, _FRAMES_AT_ONCE // (len(self.archives) - 1))
-                yield _Cursor(archive, frames, pool, most, 1)
+                yield _Cursor(archive, frames, pools, READ_BYTES // (len(self.archives) - 1), 1)
 
     def _needed_frames(self, number: int) -> array[int]:
         archive, source = self.archives[number], self._source
@@ -581,49 +590,79 @@ class ChainImage:
 
 
 class _Cursor:
-    """Reads the listed frames of one archive in order, `most` frames at a time, `depth` reads ahead."""
+    """The listed frames of one archive in order: read in large ranges, decoded a few at a time.
+
+    Large ranges because requests cost; few at a time because decoded frames are several times larger.
+    """
 
     def __init__(
-        self, archive: Archive, frames: array[int], pool: ThreadPoolExecutor, most: int, depth: int
+        self, archive: Archive, frames: array[int], pools: _Pools, read_bytes: int, depth: int
     ) -> None:
         self.frame_pages = archive.manifest.archive.frame_pages
         self._archive = archive
-        self._batches = _batches(frames, most)
-        self._pool = pool
-        self._depth = depth
-        self._ahead: deque[tuple[int, Future[list[bytes]]]] = deque()
+        self._groups = self._decoded(_batches(frames, archive.lengths, read_bytes), pools, depth)
         self._first = 0
         self._frames: list[bytes] = []
 
     def frame(self, number: int) -> bytes:
         """The decoded frame `number`, which must not lie before the last one asked for."""
         while number >= self._first + len(self._frames):
-            self._fill()
-            self._first, future = self._ahead.popleft()
-            self._frames = []  # let go of the old batch before waiting for the next
-            self._frames = future.result()
-            self._fill()
+            self._frames = []  # let go of the old group before waiting for the next
+            self._first, self._frames = next(self._groups)
         return self._frames[number - self._first]
 
-    def _fill(self) -> None:
-        while len(self._ahead) < self._depth:
-            batch = next(self._batches, None)
-            if batch is None:
-                return
-            self._ahead.append((batch[0], self._pool.submit(self._archive.read_frames, *batch)))
+    def _decoded(
+        self, batches: Iterator[tuple[int, int]], pools: _Pools, depth: int
+    ) -> Iterator[tuple[int, list[bytes]]]:
+        reading: deque[tuple[int, int, Future[bytes]]] = deque()
+        decoding: deque[tuple[int, Future[list[bytes]]]] = deque()
+        more = True
+        while more or reading:
+            while more and len(reading) < depth:
+                batch = next(batches, None)
+                more = batch is not None
+                if batch:
+                    reading.append((*batch, pools.read.submit(self._archive.read_stored, *batch)))
+            if not reading:
+                break
+            first, count, future = reading.popleft()
+            stored = future.result()
+            for start in range(first, first + count, _GROUP_FRAMES):
+                size = min(_GROUP_FRAMES, first + count - start)
+                decode = self._archive.decode_frames
+                decoding.append((start, pools.decode.submit(decode, start, size, stored, first)))
+                if len(decoding) > depth:
+                    number, group = decoding.popleft()
+                    yield number, group.result()
+        for number, group in decoding:
+            yield number, group.result()
 
 
-def _batches(frames: Iterable[int], most: int) -> Iterator[tuple[int, int]]:
-    """Runs of consecutive frame numbers, (first, count), each a range read of bounded size."""
-    first, count = -1, 0
+class _Pools:
+    """Threads that read from the store, and threads that decode; closing waits for them."""
+
+    def __init__(self, workers: int) -> None:
+        self.read = ThreadPoolExecutor(workers, thread_name_prefix="read")
+        self.decode = ThreadPoolExecutor(2, thread_name_prefix="decode")
+
+    def close(self) -> None:
+        """Ends both."""
+        self.read.shutdown(wait=True, cancel_futures=True)
+        self.decode.shutdown(wait=True, cancel_futures=True)
+
+
+def _batches(frames: Iterable[int], lengths: array[int], read_bytes: int) -> Iterator[tuple[int, int]]:
+    """Runs of consecutive frames, (first, count), of at most `read_bytes` as stored, or of one frame."""
+    first, count, stored = -1, 0, 0
     for number in frames:
-        follows = number == first + count and count < most
+        follows = number == first + count and stored + lengths[number] <= read_bytes
         if count and not follows:
             yield first, count
             count = 0
         if not count:
-            first = number
+            first, stored = number, 0
         count += 1
+        stored += lengths[number]
     if count:
         yield first, count
 

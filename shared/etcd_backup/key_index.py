@@ -121,7 +121,8 @@ class KeyCollector:
         self._rows.sort()
         rows, self._rows = iter(self._rows), []
         chunks = iter(lambda: list(islice(rows, _CHUNK_ROWS)), [])
-        run = deque(self._compress(msgspec.msgpack.encode(chunk)) for chunk in chunks)
+        # Copied: the compressor's own result keeps all the room it might have needed.
+        run = deque(bytes(memoryview(self._compress(msgspec.msgpack.encode(chunk)))) for chunk in chunks)
         self._runs.append(run)
         self._held += sum(map(len, run))
         if self._most_bytes is not None and self._held > self._most_bytes:

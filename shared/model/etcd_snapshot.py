@@ -41,8 +41,8 @@ MOST_NEWEST_ROWS = 1_000_000
 """Keys written since the last compaction that fit into memory, at some 170 bytes each."""
 _MOST_BUCKET_BYTES = 16 * 1024 * 1024  # root pages, stale ones too, kept until the true one is known
 _MOST_OVERLAP = 64
-"""Stale pages may overlap live ones (some percent do in practice), but no crafted file may keep a scan busy for
-ever: after so many times its size in overlapping pages, the rest are refused."""
+"""Stale pages may overlap live ones, but no crafted file may keep a scan busy for ever: when all pages with
+their overflow add up to so many times the file, the rest are refused. Real files do not reach twice."""
 _MOST_LEVELS = 64
 _ROW_KEY_BYTES = 17  # main revision, "_", sub revision; a tombstone's has a "t" behind it
 
@@ -416,7 +416,8 @@ class _Pages:
 
     def add_branch(self, data: bytes, header: Header) -> None:
         """Keep the page, compressed, until the walk needs it; most are small and few are stale."""
-        self.branches[header[0]] = header[3], self._compress(data)
+        # Copied: the compressor's own result keeps all the room it might have needed.
+        self.branches[header[0]] = header[3], bytes(memoryview(self._compress(data)))
 
     def children(self, pgid: int) -> list[tuple[bytes, int]]:
         """(first key, page) of each child of a branch; IntegrityError if it is damaged."""
