@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -10,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import function_app
+from app_functions import FUNCTIONS
+
 from shared.runtime.automation import AUTOMATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,13 +31,8 @@ TRIGGERS = {
 }
 
 
-@functools.cache  # the library lists an app's functions only once
 def _bindings() -> dict[str, dict]:
-    found = {}
-    for function in function_app.app.get_functions():
-        trigger = json.loads(json.dumps(function.get_trigger().get_dict_repr(), default=lambda v: v.value))
-        found[function.get_function_name()] = trigger
-    return found
+    return {name: function.trigger for name, function in FUNCTIONS.items()}
 
 
 def test_the_app_has_exactly_these_triggers() -> None:
