@@ -15,7 +15,7 @@ import secrets
 import struct
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 _RUN_ROWS = 16384
 _CHUNK_ROWS = 512
 _ENTRIES = 512  # entries in a frame: some 10 KB stored
-_TAIL = struct.Struct(">2x8s8scII")
+_TAIL, _FIELDS = struct.Struct(">2x8s8scII"), struct.Struct(">2xQQcII")
 """What follows the key in a record: end mark, main and sub revision, put or tombstone, page, value bytes."""
 MOST_INDEX_BYTES = 8 * 1024 * 1024
 """What a collector may hold for an index: some 400,000 keys; beyond that memory counts more than `get`."""
@@ -107,15 +107,21 @@ class KeyCollector:
         if not self.is_complete:
             raise ValueError("the collector's memory did not suffice; make one without a limit")
         self._seal()
-        newest, key = b"", b""
+        found: Entry | None = None
+        current = b""
         for record in heapq.merge(*map(self._read, self._runs)):
-            if not report.is_reached(int.from_bytes(record[-8:-4], "big")):
+            end = len(record) - _FIELDS.size
+            main, sub, mark, page, size = _FIELDS.unpack_from(record, end)
+            if not report.is_reached(page):
                 continue
-            if newest and record[: -_TAIL.size] != key:
-                yield from _entry(newest)
-            newest, key = record, record[: -_TAIL.size]
-        if newest:
-            yield from _entry(newest)
+            if record[:end] != current:
+                if found:
+                    yield found
+                current = record[:end]
+            key = current.replace(b"\x00\xff", b"\x00") if b"\x00" in current else current
+            found = Entry(key, main, sub, page, size) if mark == b"p" else None
+        if found:
+            yield found
 
     def _seal(self) -> None:
         self._rows.sort()
@@ -132,15 +138,6 @@ class KeyCollector:
     def _read(self, run: deque[bytes]) -> Iterator[bytes]:
         while run:
             yield from msgspec.msgpack.decode(self._decompress(run.popleft()), type=list[bytes])
-
-
-def _entry(record: bytes) -> Iterator[Entry]:
-    """The entry of a record, unless its row is a tombstone."""
-    key = record[: -_TAIL.size]
-    main, sub, mark, page, size = _TAIL.unpack_from(record, len(key))
-    if mark == b"p":
-        key = key.replace(b"\x00\xff", b"\x00") if b"\x00" in key else key
-        yield Entry(key, int.from_bytes(main, "big"), int.from_bytes(sub, "big"), page, size)
 
 
 @dataclass(frozen=True)
@@ -162,7 +159,7 @@ def encode_index(collector: KeyCollector, report: SnapshotReport, chain: Chain) 
     compress = zstandard.ZstdCompressor(level=3).compress
     salt = secrets.token_bytes(16)
     cipher = chain.cipher.derive(salt) if chain.cipher else None
-    data, frames, kinds, count = BytesIO(), list[_Frame](), Counter[str](), 0
+    data, frames, kinds, count = BytesIO(), list[_Frame](), _Kinds(), 0
     entries = collector.live(report)
     while batch := list(islice(entries, _ENTRIES)):
         stored = compress(msgspec.msgpack.encode(batch))
@@ -171,8 +168,8 @@ def encode_index(collector: KeyCollector, report: SnapshotReport, chain: Chain) 
         frames.append(_Frame(batch[0].key, data.tell(), len(stored), xxhash.xxh3_64_intdigest(stored)))
         data.write(stored)
         count += len(batch)
-        kinds.update(kind_of(entry.key) for entry in batch)
-    found = dict(sorted(kinds.items()))
+        kinds.add(batch)
+    found = kinds.found()
     directory = _Directory(chain.manifest.digest(), count, found, frames)
     stored = compress(msgspec.msgpack.encode(directory))
     if cipher:
@@ -280,9 +277,31 @@ def kind_of(key: bytes) -> str:
     return _SAME_KIND.get(kind, kind)
 
 
-def count_kinds(entries: Iterator[Entry]) -> dict[str, int]:
-    """Live keys for each kind."""
-    return dict(sorted(Counter(kind_of(entry.key) for entry in entries).items()))
+def count_kinds(entries: Iterable[Entry]) -> dict[str, int]:
+    """Live keys for each kind; fast when they come in key order."""
+    kinds = _Kinds()
+    kinds.add(entries)
+    return kinds.found()
+
+
+class _Kinds:
+    """Counts keys by kind. In key order the kind seldom changes, so most keys cost one comparison."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._kind = "other"
+        self._prefix = b""
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            if not self._prefix or not entry.key.startswith(self._prefix):
+                self._kind = kind_of(entry.key)
+                parts = entry.key.split(b"/", 4)
+                self._prefix = b"/".join(parts[:4]) + b"/" if len(parts) > 4 else b""
+            self._counts[self._kind] += 1
+
+    def found(self) -> dict[str, int]:
+        return dict(sorted(self._counts.items()))
 
 
 def _decode(stored: bytes, kind: type[_T], place: str) -> _T:
