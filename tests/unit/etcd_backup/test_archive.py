@@ -79,8 +79,7 @@ def test_a_long_chain_is_rebuilt(snapshots: dict[str, Captured]) -> None:
             page = rng.randrange(2, len(data) // 4096)
             data[page * 4096 + 3000 : page * 4096 + 3008] = rng.randbytes(8)
         full = bytes(data) + hashlib.sha256(data).digest()
-        revisions_are_readable = shelf.store(full, stored[-1] if stored else None)
-        stored.append(revisions_are_readable)
+        stored.append(shelf.store(full, stored[-1] if stored else None))
 
     assert b"".join(shelf.chain(*stored).stream()) == full
 
