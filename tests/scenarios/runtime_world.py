@@ -208,7 +208,7 @@ def _drain(seconds: str) -> int:
     """Work the automation's queue until nothing has come for this long."""
     clients, quiet_since = Clients(), time.monotonic()
     while time.monotonic() - quiet_since < float(seconds):
-        if deliver(clients, AUTOMATION):
+        if deliver(clients, AUTOMATION, timedelta(minutes=10)):  # as long as the host hides a message
             quiet_since = time.monotonic()
         else:
             time.sleep(0.05)

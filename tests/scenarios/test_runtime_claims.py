@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from shared.runtime.nudge import send_nudge
 pytestmark = [pytest.mark.azurite, pytest.mark.slow]
 
 FROZEN = ("create", "commit", "delete", "save", "ensure")
-CLUSTERS = [*FROZEN, "killed", "burst", "busy", "broken", "many"]
+CLUSTERS = [*FROZEN, "killed", "burst", "busy", "broken", "many", "kept", "stuck"]
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Scene:
     settings: dict[str, str]
     processes: dict[str, subprocess.Popen[bytes]]
     trace: Path
+    kept: Claim | None = None
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         scene = Scene(clients, settings, {}, directory / "trace")
         try:
             _start_holders(scene, directory)
+            scene.kept = clients.claims.acquire("kept", world.AUTOMATION)
             time.sleep(15.5)  # the one wait for all leases
             yield scene
         finally:
@@ -154,6 +157,26 @@ def test_a_holder_killed_in_its_pass_is_replaced_after_its_lease_and_the_work_do
     words = [line.split()[1:4:2] for line in scene.trace.read_text().splitlines()]
     first, second = str(scene.processes["killed"].pid), str(worker.pid)
     assert words == [[first, "begin"], [second, "begin"], [second, "end"]]
+
+
+def test_a_holder_that_is_only_busy_keeps_its_claim_beyond_the_lease_time(scene: Scene) -> None:
+    assert scene.kept is not None
+    assert scene.clients.claims.acquire("kept", world.AUTOMATION) is None
+    with scene.kept as claim:
+        claim.ensure()
+        claim.create_blob(scene.clients.blobs(world.EFFECTS), "kept/blob", b"")
+    assert scene.clients.claims.state("kept", world.AUTOMATION).intents == ()
+
+
+def test_a_run_that_never_ends_does_not_hold_on_for_ever(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = scene.clients.claims.acquire("stuck", world.AUTOMATION)
+    assert claim is not None
+    monkeypatch.setattr("shared.runtime.claim.MAX_HOLD", timedelta(0))
+    claim._renewed_at -= 15
+    with pytest.raises(LostLeaseError, match="it was held for more than"):
+        claim.ensure()
 
 
 def test_a_lease_broken_by_hand_stops_its_holder(scene: Scene) -> None:
