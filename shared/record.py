@@ -195,12 +195,12 @@ def _journal(
     *,
     operation_id: str = "",
 ) -> None:
-    for outcome in outcomes:
+    for number, outcome in enumerate(outcomes):
         action = outcome.action
         _log_entry(
             clients,
             Entry(
-                at=now,
+                at=now + timedelta(microseconds=number),  # the journal sorts by time; keep their order
                 cluster=cluster,
                 automation=automation,
                 kind="Outcome",
