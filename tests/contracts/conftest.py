@@ -11,9 +11,10 @@ from contextlib import suppress
 from datetime import timedelta
 
 import pytest
-from contracts.target import RealTarget, Target, eventually, taints
+from contracts.target import RealTarget, StandIn, Target, eventually, taints
 
 from sandbox.controlplane import AssetsMissingError, ControlPlane, find_assets
+from sandbox.kube import LocalKubernetes
 from sandbox.node_agent import NodeAgent
 
 NODE_GRACE_PERIOD = timedelta(seconds=6)
@@ -41,7 +42,14 @@ def real() -> Iterator[RealTarget]:
         assert agent.refusals == {}
 
 
-@pytest.fixture(params=[REAL])
+@pytest.fixture(scope="session")
+def stand_in() -> Iterator[StandIn]:
+    """The stand-in, once for the whole run."""
+    with LocalKubernetes() as kubernetes:
+        yield StandIn(kubernetes)
+
+
+@pytest.fixture(params=["stand-in", REAL])
 def target(request: pytest.FixtureRequest) -> Target:
     """Each target in turn."""
     return request.getfixturevalue(request.param.replace("-", "_"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from sandbox.controlplane import ControlPlane
+from sandbox.kube import LocalKubernetes
 from sandbox.kube_client import Document, KubeClient, KubeError
 from sandbox.node_agent import NodeAgent
 
@@ -52,6 +53,26 @@ class RealTarget:
         # The API server's memory of past events begins anew with it.
         self.plane.kill("kube-apiserver")
         self.plane.restart("kube-apiserver")
+
+
+class StandIn:
+    """The stand-in, as it is without behaviours: nothing schedules, nothing reconciles."""
+
+    name = "stand-in"
+    agent: NodeAgent
+
+    def __init__(self, kubernetes: LocalKubernetes) -> None:
+        self.kubernetes = kubernetes
+        self.client = kubernetes.client()
+
+    def client_of(self, user: str, *groups: str) -> KubeClient:
+        return self.kubernetes.client(user, groups)
+
+    def kubeconfig(self) -> Path:
+        return self.kubernetes.kubeconfig()
+
+    def forget_history(self) -> None:
+        self.kubernetes.store.forget()
 
 
 def eventually(look: Callable[[], T], *, seconds: float = 30) -> T:

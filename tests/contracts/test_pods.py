@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 
 import pytest
+from contracts.conftest import REAL
 from contracts.target import PODS, Target, deployment, eventually, phases, pod, refusal
 
-from sandbox.kube_client import Document
+from sandbox.kube_client import STRATEGIC_PATCH, Document
 
 GONE_NODE = "a-node-without-kubelet"
 BUDGETS = "/apis/policy/v1/namespaces/{}/poddisruptionbudgets"
@@ -46,6 +47,21 @@ def running(target: Target, namespace: str, count: int) -> list[str]:
     eventually(lambda: phases(target, namespace) == ["Running"] * count)
     path = PODS.format(namespace)
     return [f"{path}/{item['metadata']['name']}" for item in target.client.get(path)["items"]]
+
+
+def ready_pods(target: Target, namespace: str, *names: str) -> list[str]:
+    """Paths of such pods, labelled app=web, that run and are ready on a node without kubelet."""
+    path = PODS.format(namespace)
+    for name in names:
+        target.client.create(path, pod(name, nodeName=GONE_NODE, labels={"app": "web"}))
+        set_ready(target, f"{path}/{name}", "True")
+    return [f"{path}/{name}" for name in names]
+
+
+def set_ready(target: Target, path: str, status: str) -> None:
+    conditions = [{"type": "Ready", "status": status}]
+    change = {"status": {"phase": "Running", "conditions": conditions}}
+    target.client.patch(f"{path}/status", change, STRATEGIC_PATCH)
 
 
 def disruptions_allowed(target: Target, namespace: str) -> int:
@@ -148,9 +164,8 @@ def test_eviction_can_insist_on_the_uid(target: Target, pods: str) -> None:
     assert (error.status, error.reason) == (409, "Conflict")
 
 
-def test_a_spent_budget_refuses_eviction(target: Target, namespace: str, nodes) -> None:
-    nodes(2)
-    first, _ = running(target, namespace, 2)
+def test_a_spent_budget_refuses_eviction(target: Target, namespace: str) -> None:
+    first, _ = ready_pods(target, namespace, "a", "b")
     counted = budget(target, namespace, minAvailable=2)
     assert counted["status"]["disruptionsAllowed"] == 0
     error = refusal(evict, target, first)
@@ -164,35 +179,29 @@ def test_a_spent_budget_refuses_eviction(target: Target, namespace: str, nodes) 
     assert phases(target, namespace) == ["Running", "Running"]
 
 
-def test_a_budget_is_spent_eviction_by_eviction(target: Target, namespace: str, nodes) -> None:
-    nodes(3)
-    paths = running(target, namespace, 3)
-    assert budget(target, namespace, maxUnavailable=1)["status"]["disruptionsAllowed"] == 1
-    for node in {target.client.get(path)["spec"]["nodeName"] for path in paths}:
-        target.agent.silence(node)  # so that what is evicted stays, and no replacement becomes ready
-    evict(target, paths[0])
-    error = refusal(evict, target, paths[1])
-    assert error.status == 429
-    evict(target, paths[0])  # of one that is on its way out, it is no further disruption
-    assert disruptions_allowed(target, namespace) == 0
-
-
-def test_a_budget_recovers_when_the_replacement_is_ready(target: Target, namespace: str, nodes) -> None:
-    nodes(2)
-    first, *_ = running(target, namespace, 2)
-    budget(target, namespace, minAvailable="50%")
-    assert disruptions_allowed(target, namespace) == 1
+def test_a_budget_is_spent_eviction_by_eviction(target: Target, namespace: str) -> None:
+    first, second, _ = ready_pods(target, namespace, "a", "b", "c")
+    assert budget(target, namespace, minAvailable=2)["status"]["disruptionsAllowed"] == 1
     evict(target, first)
-    eventually(lambda: disruptions_allowed(target, namespace) == 0)
+    assert refusal(evict, target, second).status == 429
+    evict(target, first)  # of one that is on its way out, it is no further disruption
+    assert disruptions_allowed(target, namespace) == 0
+    assert phases(target, namespace) == ["Terminating", "Running", "Running"]
+
+
+def test_a_budget_counts_ready_pods_only(target: Target, namespace: str) -> None:
+    first, *_ = ready_pods(target, namespace, "a", "b", "c")
+    assert budget(target, namespace, minAvailable=1)["status"]["disruptionsAllowed"] == 2
+    set_ready(target, first, "False")
     eventually(lambda: disruptions_allowed(target, namespace) == 1)
-    assert target.client.find(first) is None
+    set_ready(target, first, "True")
+    eventually(lambda: disruptions_allowed(target, namespace) == 2)
 
 
-def test_two_budgets_for_one_pod_are_an_error(target: Target, namespace: str, nodes) -> None:
-    nodes(1)
-    (only,) = running(target, namespace, 1)
+def test_two_budgets_for_one_pod_are_an_error(target: Target, namespace: str) -> None:
+    (only,) = ready_pods(target, namespace, "a")
     for name in ("web", "web-too"):
-        budget(target, namespace, name, maxUnavailable=1)
+        budget(target, namespace, name, minAvailable=0)
     error = refusal(evict, target, only)
     assert error.status == 500
     assert error.message == (
@@ -200,12 +209,34 @@ def test_two_budgets_for_one_pod_are_an_error(target: Target, namespace: str, no
     )
 
 
-def test_an_unready_pod_needs_no_budget_when_the_budget_says_so(
-    target: Target, namespace: str, nodes
+@pytest.mark.parametrize(("policy", "status"), [("IfHealthyBudget", 429), ("AlwaysAllow", None)])
+def test_an_unready_pod_of_a_spent_budget(
+    target: Target, namespace: str, policy: str, status: int | None
 ) -> None:
-    nodes(1)
-    first, _ = running(target, namespace, 2)
-    budget(target, namespace, minAvailable=2, unhealthyPodEvictionPolicy="AlwaysAllow")
-    target.agent.set_ready(namespace, first.rpartition("/")[2], ready=False)
+    first, _ = ready_pods(target, namespace, "a", "b")
+    set_ready(target, first, "False")
+    budget(target, namespace, minAvailable=2, unhealthyPodEvictionPolicy=policy)
+    if status is None:
+        evict(target, first)
+        assert phases(target, namespace) == ["Terminating", "Running"]
+    else:
+        assert refusal(evict, target, first).status == status
+
+
+def test_a_pending_pod_needs_no_budget(target: Target, namespace: str) -> None:
+    document = pod("a", nodeName=GONE_NODE, labels={"app": "web"})
+    target.client.create(PODS.format(namespace), document)
+    budget(target, namespace, minAvailable=1)
+    evict(target, f"{PODS.format(namespace)}/a")
+    assert phases(target, namespace) == ["Terminating"]
+
+
+@pytest.mark.parametrize("target", [REAL], indirect=True)
+def test_a_budget_recovers_when_the_replacement_is_ready(target: Target, namespace: str, nodes) -> None:
+    nodes(2)
+    first, *_ = running(target, namespace, 2)
+    budget(target, namespace, minAvailable="50%")
+    assert disruptions_allowed(target, namespace) == 1
     evict(target, first)
     eventually(lambda: target.client.find(first) is None)
+    eventually(lambda: disruptions_allowed(target, namespace) == 1)

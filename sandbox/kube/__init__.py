@@ -1,0 +1,155 @@
+"""A local Kubernetes: the API of kube-apiserver over objects in memory, on a clock that tests can move.
+
+    with LocalKubernetes() as kubernetes:
+        kubernetes.client().create("/api/v1/nodes", {"metadata": {"name": "a"}})
+        subprocess.run(["kubectl", "--kubeconfig", kubernetes.kubeconfig(), "get", "nodes"])
+
+Laid out as: `kinds` the table of what is served, `store` the objects and their history, `rules` what writes
+do to them, `api` the HTTP side, `access` users and RBAC, `disruption` budgets and eviction, `discovery` and
+`tables` what kubectl needs besides. What it must do like the real one is said by tests/contracts. Not
+modelled: admission beyond defaults, validation of whole objects, field ownership, service account tokens,
+conversion between versions, logs and exec. Controllers, scheduler and kubelets are clients and behaviours on
+top, not part of this.
+"""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Self
+
+import msgspec
+import uvicorn
+
+from sandbox.asgi import Fault, Recorded
+from sandbox.certificates import Authority
+from sandbox.clock import Clock
+from sandbox.controlplane import kubeconfig_document
+from sandbox.kube import access, kinds, rules
+from sandbox.kube.api import KubeApi
+from sandbox.kube.kinds import Kind
+from sandbox.kube.store import Document, Record, Selection, Store
+from sandbox.kube_client import KubeClient
+
+START_SECONDS = 15
+FIRST_NAMESPACES = ("default", "kube-node-lease", "kube-public", "kube-system")
+
+
+class LocalKubernetes:
+    """A running stand-in, served over TLS on a free port; a context manager."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock = clock or Clock()
+        self.store = Store()
+        self.api = KubeApi(self.store, self.clock)
+        self.directory = Path(tempfile.mkdtemp(prefix="kubekeeper-kube-"))
+        # asyncio switches Nagle off only for sockets that say they are TCP; without that, an answer takes 40 ms.
+        self._socket = socket.socket(proto=socket.IPPROTO_TCP)
+        self._socket.bind(("127.0.0.1", 0))
+        self.server = f"https://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._clients: list[KubeClient] = []
+        self._uvicorn = uvicorn.Server(self._configuration())
+        self._thread = threading.Thread(target=self._serve, name=f"kubernetes {self.server}", daemon=True)
+        for namespace in FIRST_NAMESPACES:
+            self.put(kinds.NAMESPACES, {"metadata": {"name": namespace}})
+            self.put(kinds.SERVICE_ACCOUNTS, {"metadata": {"name": "default", "namespace": namespace}})
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        deadline = time.monotonic() + START_SECONDS
+        while not self._uvicorn.started:
+            if time.monotonic() > deadline or not self._thread.is_alive():
+                raise RuntimeError(f"the stand-in at {self.server} did not start")
+            time.sleep(0.005)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Safe to call twice."""
+        for client in self._clients:
+            client.close()
+        self._clients.clear()
+        self._uvicorn.should_exit = True
+        if self._thread.is_alive():
+            self._thread.join(START_SECONDS)
+        self._socket.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    # Reaching it
+
+    def client(self, user: str = "admin", groups: tuple[str, ...] = (access.ADMINISTRATORS,)) -> KubeClient:
+        """A client of that user; closed with the stand-in."""
+        token = self.api.tokens.issue(user, groups)
+        client = KubeClient(self.server, ca=self.directory / "ca.pem", token=token, connections=32)
+        self._clients.append(client)
+        return client
+
+    def kubeconfig(self, user: str = "admin", groups: tuple[str, ...] = (access.ADMINISTRATORS,)) -> Path:
+        """A self-contained kubeconfig of that user; what others than administrators may do, RBAC says."""
+        authority = base64.b64encode((self.directory / "ca.pem").read_bytes()).decode()
+        token = self.api.tokens.issue(user, groups)
+        cluster = {"server": self.server, "certificate-authority-data": authority}
+        path = self.directory / f"{user}.kubeconfig"
+        path.touch(mode=0o600)
+        path.write_bytes(msgspec.json.encode(kubeconfig_document(cluster, {"token": token}, user=user)))
+        return path
+
+    @property
+    def requests(self) -> list[Recorded]:
+        """Everything asked, in order of arrival."""
+        return self.api.requests
+
+    @property
+    def faults(self) -> list[Fault]:
+        """What is still to go wrong."""
+        return self.api.faults
+
+    # Behind its back
+
+    def put(self, kind: Kind, document: Document) -> Record:
+        """Stores an object without HTTP, with the defaults of a creation and the status it brings along."""
+        namespace = document["metadata"].get("namespace", "")
+        created = rules.created(kind, document, namespace, self.clock.now())
+        if "status" in document:
+            created["status"] = {**(created.get("status") or {}), **document["status"]}
+        return self.store.write(kind, created)
+
+    def objects(self, kind: Kind, namespace: str = "") -> list[Document]:
+        """What there is of a kind, decoded."""
+        with self.store.lock:
+            return [record.decode() for record in self.store.select(kind, Selection(namespace))]
+
+    # How
+
+    def _configuration(self) -> uvicorn.Config:
+        authority = Authority("Sandbox Kubernetes CA")
+        serving = authority.issue("kube-apiserver")
+        for name, text in (
+            ("ca.pem", authority.pem),
+            ("server.pem", serving.certificate),
+            ("server.key", serving.key),
+        ):
+            path = self.directory / name
+            path.touch(mode=0o600)
+            path.write_text(text)
+        return uvicorn.Config(
+            self.api,
+            log_level="critical",
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            ssl_certfile=str(self.directory / "server.pem"),
+            ssl_keyfile=str(self.directory / "server.key"),
+            # A watch may go on for ever; stopping does not wait for it.
+            timeout_graceful_shutdown=1,
+        )
+
+    def _serve(self) -> None:
+        self._uvicorn.run(sockets=[self._socket])

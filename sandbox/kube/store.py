@@ -1,0 +1,223 @@
+"""Where the stand-in keeps objects: encoded, with the few fields that selectors look at, and their history.
+
+One revision counts all writes, as etcd's does. Each kind remembers its latest events, so that watches can
+begin in the past and pages of one list show one moment. Decides nothing about what a write may do: see
+`sandbox.kube.rules`. Threads may share a store; its lock is `lock`, held by whoever reads in order to write.
+"""
+
+from __future__ import annotations
+
+import bisect
+import sys
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+import msgspec
+
+from sandbox.kube.errors import expired
+from sandbox.kube.kinds import KINDS, Kind
+from sandbox.kube.selectors import Matches, selectable_fields
+
+Document: TypeAlias = dict[str, Any]
+Key: TypeAlias = tuple[str, str]
+"""(namespace or "", name)."""
+EVENTS_KEPT = 20_000
+_ENCODE = msgspec.json.Encoder().encode
+_DECODE = msgspec.json.Decoder(Document).decode
+
+
+class Record(NamedTuple):
+    """One version of one object. `data` is its JSON without kind and apiVersion."""
+
+    key: Key
+    revision: int
+    data: bytes
+    labels: dict[str, str]
+    fields: dict[str, str]
+
+    def decode(self) -> Document:
+        """A fresh copy, for its owner to change."""
+        return _DECODE(self.data)
+
+
+class Change(NamedTuple):
+    """One event: of a creation `old` is None, of a deletion `new` is (and `data` its last words)."""
+
+    revision: int
+    old: Record | None
+    new: Record | None
+    data: bytes
+
+
+class Selection(NamedTuple):
+    """Which objects of a kind a request is about."""
+
+    namespace: str = ""
+    labels: Matches | None = None
+    fields: Matches | None = None
+
+    def has(self, record: Record | None) -> bool:
+        if record is None or (self.namespace and record.key[0] != self.namespace):
+            return False
+        if self.labels is not None and not self.labels(record.labels):
+            return False
+        return self.fields is None or self.fields(record.fields)
+
+
+class Page(NamedTuple):
+    """Part of a list: `rest` counts what follows, `next_key` is where it begins."""
+
+    records: list[Record]
+    revision: int
+    next_key: Key | None
+    rest: int
+
+
+class _Shelf:
+    """The objects of one kind, in the order of their keys, and their latest changes."""
+
+    def __init__(self) -> None:
+        self.records: dict[Key, Record] = {}
+        self.keys: list[Key] = []
+        self.changes: list[Change] = []
+        self.forgotten = 0
+        """Changes up to this revision are no longer known."""
+
+
+class Store:
+    """All objects of a cluster."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.revision = 1
+        self._shelves: dict[Kind, _Shelf] = {kind: _Shelf() for kind in KINDS}
+        self._listeners: dict[Kind, list[Callable[[], None]]] = defaultdict(list)
+
+    # Reading
+
+    def get(self, kind: Kind, key: Key) -> Record | None:
+        return self._shelves[kind].records.get(key)
+
+    def count(self, kind: Kind) -> int:
+        return len(self._shelves[kind].records)
+
+    def select(self, kind: Kind, selection: Selection | None = None) -> Iterator[Record]:
+        """In the order of their keys; take the lock, or nothing may be written meanwhile."""
+        shelf = self._shelves[kind]
+        selection = selection or Selection()
+        for key in self._keys(shelf, selection.namespace):
+            record = shelf.records[key]
+            if selection.has(record):
+                yield record
+
+    def page(
+        self, kind: Kind, selection: Selection, *, limit: int = 0, start: Key | None = None, revision: int = 0
+    ) -> Page:
+        """As of `revision` (0: now), from key `start` on; `expired` when that is forgotten."""
+        with self.lock:
+            shelf = self._shelves[kind]
+            at = revision or self.revision
+            is_past = at < self.revision
+            found = self._past(shelf, selection, at) if is_past else self.select(kind, selection)
+            records = [record for record in found if start is None or record.key >= start]
+        if not limit or len(records) <= limit:
+            return Page(records, at, None, 0)
+        return Page(records[:limit], at, records[limit].key, len(records) - limit)
+
+    def _past(self, shelf: _Shelf, selection: Selection, revision: int) -> Iterator[Record]:
+        if revision < shelf.forgotten:
+            raise expired(revision, shelf.forgotten)
+        then: dict[Key, Record | None] = {}
+        for change in reversed(shelf.changes):
+            if change.revision <= revision:
+                break
+            touched = change.new or change.old
+            assert touched is not None
+            then[touched.key] = change.old
+        records = {**shelf.records, **{key: record for key, record in then.items() if record}}
+        for key, record in then.items():
+            if record is None:
+                records.pop(key, None)
+        return (records[key] for key in sorted(records) if selection.has(records[key]))
+
+    @staticmethod
+    def _keys(shelf: _Shelf, namespace: str) -> list[Key]:
+        if not namespace:
+            return list(shelf.keys)
+        low = bisect.bisect_left(shelf.keys, (namespace, ""))
+        high = bisect.bisect_left(shelf.keys, (namespace + "\0", ""))
+        return shelf.keys[low:high]
+
+    # Writing
+
+    def write(self, kind: Kind, document: Document) -> Record:
+        """Stores an object under the next revision, which it is told; new or not."""
+        with self.lock:
+            shelf = self._shelves[kind]
+            self.revision += 1
+            metadata = document["metadata"]
+            metadata["resourceVersion"] = str(self.revision)
+            key = (metadata.get("namespace", ""), metadata["name"])
+            old = shelf.records.get(key)
+            record = _record(kind, key, self.revision, document)
+            shelf.records[key] = record
+            if old is None:
+                bisect.insort(shelf.keys, key)
+            self._changed(kind, Change(self.revision, old, record, record.data))
+            return record
+
+    def remove(self, kind: Kind, key: Key) -> bytes:
+        """Deletes an object; its last words, which carry the revision of the deletion."""
+        with self.lock:
+            shelf = self._shelves[kind]
+            old = shelf.records.pop(key)
+            del shelf.keys[bisect.bisect_left(shelf.keys, key)]
+            self.revision += 1
+            last = old.decode()
+            last["metadata"]["resourceVersion"] = str(self.revision)
+            data = _ENCODE(last)
+            self._changed(kind, Change(self.revision, old, None, data))
+            return data
+
+    def _changed(self, kind: Kind, change: Change) -> None:
+        shelf = self._shelves[kind]
+        shelf.changes.append(change)
+        if len(shelf.changes) > 2 * EVENTS_KEPT:
+            shelf.forgotten = shelf.changes[-EVENTS_KEPT - 1].revision
+            del shelf.changes[:-EVENTS_KEPT]
+        for listener in self._listeners[kind]:
+            listener()
+
+    # Watching
+
+    def changes(self, kind: Kind, since: int) -> list[Change]:
+        """What happened after that revision, oldest first; `expired` when it is forgotten."""
+        with self.lock:
+            shelf = self._shelves[kind]
+            if since < shelf.forgotten:
+                raise expired(since, shelf.forgotten)
+            return shelf.changes[bisect.bisect_right(shelf.changes, since, key=lambda c: c.revision) :]
+
+    def listen(self, kind: Kind, listener: Callable[[], None]) -> Callable[[], None]:
+        """Calls back after each change of the kind, with the lock held; returns how to stop that."""
+        self._listeners[kind].append(listener)
+        return lambda: self._listeners[kind].remove(listener)
+
+    def forget(self) -> None:
+        """Drops all history: watches of the past are refused from now on."""
+        with self.lock:
+            for shelf in self._shelves.values():
+                shelf.changes.clear()
+                shelf.forgotten = self.revision
+
+
+def _record(kind: Kind, key: Key, revision: int, document: Document) -> Record:
+    stored = {name: value for name, value in document.items() if name not in ("kind", "apiVersion")}
+    labels = document["metadata"].get("labels") or {}
+    # The same few words stand in thousands of objects: keep each once.
+    labels = {sys.intern(name): sys.intern(value) for name, value in labels.items()}
+    fields = selectable_fields(kind, document)
+    fields = {name: value if name == "metadata.name" else sys.intern(value) for name, value in fields.items()}
+    return Record(key, revision, _ENCODE(stored), labels, fields)

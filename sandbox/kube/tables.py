@@ -1,0 +1,108 @@
+"""The tables that `kubectl get` prints, for the kinds people look at; name and age for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from sandbox.kube import kinds
+from sandbox.kube.kinds import Kind
+from sandbox.kube.store import Document, Record
+
+_ROLE = "node-role.kubernetes.io/"
+Cells = Callable[[Document], list[Any]]
+
+
+def table(kind: Kind, records: list[Record], metadata: Document, now: datetime) -> Document:
+    """A meta.k8s.io Table of the objects."""
+    columns, cells = _PRINTERS.get((kind.group, kind.plural), ((), lambda _: []))
+    names = [("Name", "string"), *columns, ("Age", "string")]
+    rows = []
+    for record in records:
+        document = record.decode()
+        age = _age(now - datetime.fromisoformat(document["metadata"]["creationTimestamp"]))
+        row = [document["metadata"]["name"], *cells(document), age]
+        rows.append({"cells": row, "object": metadata_only(record)})
+    definitions = [
+        {
+            "name": name,
+            "type": form,
+            "format": "name" if name == "Name" else "",
+            "description": "",
+            "priority": 0,
+        }
+        for name, form in names
+    ]
+    head = {"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}
+    return {**head, "columnDefinitions": definitions, "rows": rows}
+
+
+def metadata_only(record: Record) -> Document:
+    """The object without spec and status."""
+    head = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1"}
+    return {**head, "metadata": record.decode()["metadata"]}
+
+
+def _age(age: Any) -> str:
+    seconds = max(0, int(age.total_seconds()))
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
+        if seconds >= 2 * size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def _node(node: Document) -> list[Any]:
+    status = node.get("status") or {}
+    ready = next((c["status"] for c in status.get("conditions") or () if c["type"] == "Ready"), "Unknown")
+    state = "Ready" if ready == "True" else "NotReady"
+    if node["spec"].get("unschedulable"):
+        state += ",SchedulingDisabled"
+    labels = node["metadata"].get("labels") or {}
+    roles = sorted(label.removeprefix(_ROLE) for label in labels if label.startswith(_ROLE))
+    return [state, ",".join(roles) or "<none>", (status.get("nodeInfo") or {}).get("kubeletVersion", "")]
+
+
+def _pod(pod: Document) -> list[Any]:
+    statuses = pod["status"].get("containerStatuses") or ()
+    ready = sum(1 for status in statuses if status.get("ready"))
+    phase = "Terminating" if pod["metadata"].get("deletionTimestamp") else pod["status"].get("phase", "")
+    restarts = sum(status.get("restartCount", 0) for status in statuses)
+    return [f"{ready}/{len(pod['spec'].get('containers') or ())}", phase, restarts]
+
+
+def _deployment(deployment: Document) -> list[Any]:
+    status = deployment.get("status") or {}
+    ready = f"{status.get('readyReplicas', 0)}/{deployment['spec'].get('replicas', 1)}"
+    return [ready, status.get("updatedReplicas", 0), status.get("availableReplicas", 0)]
+
+
+def _budget(budget: Document) -> list[Any]:
+    spec, status = budget["spec"], budget.get("status") or {}
+    minimum, maximum = spec.get("minAvailable", "N/A"), spec.get("maxUnavailable", "N/A")
+    return [str(minimum), str(maximum), status.get("disruptionsAllowed", 0)]
+
+
+def _attachment(attachment: Document) -> list[Any]:
+    spec = attachment["spec"]
+    attached = (attachment.get("status") or {}).get("attached", False)
+    volume = spec["source"].get("persistentVolumeName", "")
+    return [spec["attacher"], volume, spec["nodeName"], attached]
+
+
+_PRINTERS: dict[tuple[str, str], tuple[tuple[tuple[str, str], ...], Cells]] = {
+    ("", "nodes"): ((("Status", "string"), ("Roles", "string"), ("Version", "string")), _node),
+    ("", "pods"): ((("Ready", "string"), ("Status", "string"), ("Restarts", "integer")), _pod),
+    ("apps", "deployments"): (
+        (("Ready", "string"), ("Up-to-date", "integer"), ("Available", "integer")),
+        _deployment,
+    ),
+    ("policy", "poddisruptionbudgets"): (
+        (("Min Available", "string"), ("Max Unavailable", "string"), ("Allowed Disruptions", "integer")),
+        _budget,
+    ),
+    (kinds.ATTACHMENTS.group, kinds.ATTACHMENTS.plural): (
+        (("Attacher", "string"), ("PV", "string"), ("Node", "string"), ("Attached", "boolean")),
+        _attachment,
+    ),
+}
