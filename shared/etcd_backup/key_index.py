@@ -27,7 +27,7 @@ from shared.errors import IntegrityError
 from shared.etcd_backup.archive import Chain, Cipher, RangeReader
 from shared.model import bolt
 from shared.model.etcd import KeyValue
-from shared.model.etcd_snapshot import SnapshotReport, SnapshotScan, decode_row, row_key
+from shared.model.etcd_snapshot import KEY_BUCKET, SnapshotReport, SnapshotScan, decode_row, row_key
 
 _T = TypeVar("_T")
 _RUN_ROWS = 16384
@@ -257,8 +257,13 @@ def collect(chain: Chain) -> tuple[KeyCollector, SnapshotReport]:
 def read_object(image: bolt.Image, entry: Entry) -> KeyValue:
     """The object of an entry, from its page; IntegrityError when the page does not hold it."""
     place = f"page {entry.page}"
-    page = bolt.Database(image).page(entry.page)
     wanted = row_key(entry.main, entry.sub)
+    if entry.page >= image.page_count:  # an inline bucket has no page of its own
+        value = bolt.Database(image).bucket(KEY_BUCKET).get(wanted)
+        if value is None:
+            raise _damaged("the inline bucket", f"it does not hold {entry.key!r} of revision {entry.main}")
+        return decode_row(value, place)
+    page = bolt.Database(image).page(entry.page)
     for index in range(page.count):
         key, value, _ = page.item(index) if page.is_leaf else (b"", b"", False)
         if key == wanted:

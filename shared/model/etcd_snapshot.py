@@ -211,8 +211,12 @@ class SnapshotReport:
         return not self.problems
 
     def is_reached(self, pgid: int) -> bool:
-        """Whether the tree reaches page `pgid` as a page of its own (not as another's overflow)."""
-        return self._pages.reached[pgid] == _HEAD
+        """Whether the tree reaches page `pgid` as a page of its own (not as another's overflow).
+
+        Rows of an inline bucket, as a database with hardly anything in it has, are reported under the number
+        behind the last page.
+        """
+        return pgid >= self.page_count or self._pages.reached[pgid] == _HEAD
 
     def hash_kv(self, compact_revision: int) -> int | None:
         """HashKV at this file's revision, as a member with that compact revision computes it.
