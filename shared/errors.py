@@ -14,9 +14,10 @@
       UnsafePlanError      an invariant would break; refuse to act
       RunFailedError       some actions of a run failed; the platform shall deliver again
 
-The text of each is one line that says what happened and what to do, and never holds a secret. Clients translate
-SDK errors once; no SDK exception travels further. Declining to act is a reason in a plan, not an exception. Only
-`act` catches ApiError, one action at a time; anything unexpected is a bug and travels to the host untouched.
+The text of each is one line that says what happened and what to do, and never holds a secret. Clients
+translate SDK errors once; no SDK exception travels further. Declining to act is a reason in a plan, not an
+exception. Only `act` catches ApiError, one action at a time; anything unexpected is a bug and travels to the
+host untouched.
 """
 
 from __future__ import annotations

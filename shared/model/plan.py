@@ -1,7 +1,7 @@
 """A plan: what an automation would do, why, and what it leaves alone; the document every automation prints.
 
-Called by every `decide` (builds it), `act` (carries it out), the journal and `keeper plan` (print it). The document's
-shape is a public contract: docs/reference/plan.md.
+Called by every `decide` (builds it), `act` (carries it out), the journal and `keeper plan` (print it). The
+document's shape is a public contract: docs/reference/etcd-backup-plan.md.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class ActionKind(enum.StrEnum):
 class Action(msgspec.Struct, frozen=True, kw_only=True):
     """One thing to do, with the evidence it rests on and what must still hold just before the write.
 
-    `reason` is CamelCase as in Kubernetes Events; `message` one sentence for people; `evidence` and `preconditions`
-    one short fact each.
+    `reason` is CamelCase as in Kubernetes Events; `message` one sentence for people; `evidence` and
+    `preconditions` one short fact each.
     """
 
     kind: ActionKind
