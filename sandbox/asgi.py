@@ -47,8 +47,8 @@ class Fault:
     """What to do to matching requests: answer with `status` instead of working, delay, or lose the answer.
 
     `skip` lets that many matching requests pass first, `times` says how many are hit. With `lose_answer`
-    the work is done and the connection then dropped; `before` is called just before the work and may change
-    the world.
+    the work is done and the connection then dropped; `before` is called just before the work and `after` just
+    after it, and both may change the world: after a read means between that read and a later write.
     """
 
     matches: Callable[[str, str], bool]
@@ -60,6 +60,7 @@ class Fault:
     delay_seconds: float = 0.0
     lose_answer: bool = False
     before: Callable[[], None] | None = None
+    after: Callable[[], None] | None = None
 
     def hits(self, method: str, path: str) -> bool:
         if self.times <= 0 or not self.matches(method, path):
@@ -129,6 +130,8 @@ class Recorder:
             sent.append(message)
 
         await self._app(scope, replay, keep)
+        if fault is not None and fault.after:
+            fault.after()
         return sent
 
 

@@ -61,15 +61,12 @@ class LocalArm:
         return storage.add_account(self.core, SUBSCRIPTION, GROUP, name, properties)
 
     def reset(self) -> None:
-        """As new, no resources but the group, no faults, nothing recorded, nothing denied."""
-        self.core.state = State()
-        self.core.add_group(SUBSCRIPTION, GROUP)
-        self.core.denied.clear()
-        self.core.limit_requests()
-        self.core.failing_operations.clear()
-        self.core.operation_seconds = 0.0
-        self.recorder.requests.clear()
-        self.recorder.faults.clear()
+        """As new, no resources but the group, no faults, nothing recorded, nothing denied; time goes on."""
+        with self.core.lock:
+            self.core.reset()
+            self.core.add_group(SUBSCRIPTION, GROUP)
+            self.recorder.requests.clear()
+            self.recorder.faults.clear()
 
     def dump(self) -> bytes:
         return self.core.state.dump()

@@ -2,18 +2,21 @@
 
 Routing by provider and type, authentication, authorization, api-version checks, the order in which the real
 service finds fault (token, api-version, permission, subscription, group, parent, resource), etags,
-long-running operations, throttling, paging. A provider (`sandbox.arm.storage` and those to come) adds
-`ResourceType`s and nothing else.
+long-running operations and how they end, throttling, reads that lag, paging, the list of all resources. A
+provider (such as `sandbox.arm.storage`) adds `ResourceType`s and nothing else.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import random
 import re
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
@@ -21,11 +24,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from sandbox.arm.state import Document, Operation, Resource, State
+from sandbox.asgi import on
 from sandbox.clock import Clock
 from sandbox.identity import RESOURCE_MANAGER, TENANT, Directory
 from shared.model.resource_id import ResourceId, parse_resource_id
 
 API_VERSION = re.compile(r"\d{4}-\d{2}-\d{2}(-preview)?")
+PREEMPTED = {
+    "code": "OperationPreempted",
+    "message": "Operation execution has been preempted by a more recent operation.",
+}
+FILTER_TERM = re.compile(r"(\w+) eq '([^']*)'")
+RESOURCE_FIELDS = ("id", "name", "type", "location", "tags", "sku", "kind", "managedBy", "zones", "identity")
 VERB_ACTIONS = {"GET": "read", "HEAD": "read", "PUT": "write", "PATCH": "write", "DELETE": "delete"}
 
 
@@ -33,14 +43,25 @@ class ArmError(Exception):
     """Becomes an answer in Resource Manager's error format."""
 
     def __init__(
-        self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        code: str,
+        message: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        target: str | None = None,
+        details: Iterable[Document] = (),
     ) -> None:
         super().__init__(f"{code}: {message}")
         self.status, self.code, self.message, self.headers = status, code, message, dict(headers or {})
+        self.target, self.details = target, list(details)
 
     @property
     def body(self) -> Document:
-        return {"error": {"code": self.code, "message": self.message}}
+        error: Document = {"code": self.code, "message": self.message}
+        error |= {"target": self.target} if self.target else {}
+        error |= {"details": self.details} if self.details else {}
+        return {"error": error}
 
 
 @dataclass
@@ -65,10 +86,15 @@ class Call:
     body: Any
     api_version: str
     base_url: str
+    path: str
+    action: str = ""
+    """The action or view asked for, lower case."""
+    past: State | None = None
+    """What a read sees that lags behind."""
 
     @property
     def state(self) -> State:
-        return self.core.state
+        return self.past or self.core.state
 
     @property
     def now(self) -> datetime:
@@ -95,35 +121,39 @@ class Call:
             raise self.type.not_found(self.id)
         return resource
 
-    def check_if_match(self, resource: Resource | None) -> None:
-        """412 when the caller saw another version."""
-        expected = self.headers.get("if-match")
-        if (
-            expected
-            and expected != "*"
-            and (resource is None or expected.strip('"') != resource.etag.strip('"'))
-        ):
-            raise ArmError(
-                412,
-                "PreconditionFailed",
-                "The condition specified using HTTP conditional header(s) is not met.",
-            )
+    def check_if_match(
+        self, resource: Resource | None, status: int = 412, code: str = "PreconditionFailed"
+    ) -> None:
+        """412 when the caller saw another version, or wants a new one (`If-None-Match: *`) of what exists."""
+        expected, unwanted = self.headers.get("if-match", ""), self.headers.get("if-none-match", "")
+        found = _bare(resource.etag) if resource else ""
+        differs = bool(expected) and (not found or _bare(expected) not in ("*", found))
+        if differs or (unwanted and found and _bare(unwanted) in ("*", found)):
+            message = "The condition specified using HTTP conditional header(s) is not met."
+            raise ArmError(status, code, message)
 
 
 class ResourceType:
     """How one type behaves; the defaults store what was written. Providers override what differs.
 
     `name` is the full type, such as `Microsoft.Storage/storageAccounts`. `actions` maps the last segment of
-    a POST (lower case) to its work.
+    a POST (lower case) to its work, `views` that of a GET (`instanceView`). `tracked` types have a location
+    and tags, and stand in the list of all resources.
     """
 
     name: str
     api_versions: frozenset[str]
     always_exists = False
     """A part that is there whenever its parent is (blobServices/default)."""
+    tracked = False
 
     def __init__(self) -> None:
         self.actions: dict[str, Callable[[Call], Answer]] = {}
+        self.views: dict[str, Callable[[Call], Answer]] = {}
+
+    def limits(self, call: Call) -> Iterable[Limit]:
+        """The provider's own limits that count this call, besides those of the subscription."""
+        return ()
 
     def get(self, call: Call) -> Answer:
         resource = call.existing()
@@ -151,16 +181,33 @@ class ResourceType:
         message = f"The Resource '{what}' under resource group '{resource_id.group}' was not found."
         return ArmError(404, "ResourceNotFound", message)
 
-    def finish(self, operation: Operation, state: State, now: datetime) -> None:
+    def finish(self, core: Core, operation: Operation) -> None:
         """Apply the effect of an operation that succeeded: `{"merge": {...}}` into the body, or `{"delete":
         true}`.
         """
-        resource_id = parse_resource_id(operation.resource)
+        resource_id, state = parse_resource_id(operation.resource), core.state
         if operation.effect.get("delete"):
             state.remove(resource_id)
         resource = state.find(resource_id)
         if resource and "merge" in operation.effect:
             state.store(resource_id, merged(resource.body, operation.effect["merge"]))
+
+    def fail(self, core: Core, operation: Operation) -> None:
+        """What an operation that failed or was cancelled leaves behind: `provisioningState` Failed."""
+        resource = core.state.find(operation.resource)
+        if resource and "provisioningState" in resource.body.get("properties", {}):
+            body = merged(resource.body, {"properties": {"provisioningState": "Failed"}})
+            core.state.store(parse_resource_id(resource.id), body)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A resource provider's: `capacity` calls at once, refilled by `per_second`; `code` is that of its 429."""
+
+    name: str
+    capacity: float
+    per_second: float
+    code: str = "TooManyRequests"
 
 
 @dataclass
@@ -182,6 +229,66 @@ class Bucket:
         return None
 
 
+@dataclass
+class Ending:
+    """How operations to come end, other than well: `status` Failed or Canceled with `code` (None: Canceled
+    without a reason, as Azure sometimes answers), or Succeeded after `seconds`.
+
+    `on` is a part of `type/verb` in any case: "virtualMachines/attachDetachDataDisks", "agentPools/put". The
+    work is done nevertheless when `applied`. `skip` lets that many pass first, `times` says how many are hit.
+    """
+
+    on: str = ""
+    status: str = "Failed"
+    code: str | None = "InternalExecutionError"
+    message: str = "An internal execution error occurred."
+    applied: bool = False
+    seconds: float | None = None
+    skip: int = 0
+    times: int = 1
+
+    def hits(self, kind: str) -> bool:
+        if self.times <= 0 or self.on.lower() not in kind.lower():
+            return False
+        if self.skip > 0:
+            self.skip -= 1
+            return False
+        self.times -= 1
+        return True
+
+    @property
+    def document(self) -> Document:
+        error = {"code": self.code, "message": self.message} if self.code else None
+        return {"status": self.status, "error": error, "applied": self.applied}
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Seconds that operations take: log-normal around a median for each kind (`type/verb`, or a part of it;
+    the longest that fits counts), the same in every run with the same seed.
+    """
+
+    medians: Mapping[str, float]
+    seed: int = 0
+    spread: float = 0.35
+    """Of the logarithm: 0.35 puts 90 % of all between 0.56 and 1.8 medians."""
+
+    def draw(self, kind: str, operation: str) -> float:
+        fitting = [part for part in self.medians if part.lower() in kind.lower()]
+        median = self.medians[max(fitting, key=len)] if fitting else 0.0
+        source = random.Random(f"{self.seed} {operation}")
+        return median * math.exp(source.gauss(0.0, self.spread))
+
+
+@dataclass
+class Stale:
+    """Reads that match answer as the world was `seconds` ago, `times` times."""
+
+    matches: Callable[[str, str], bool]
+    seconds: float
+    times: float = math.inf
+
+
 class Core:
     """The service without its HTTP: `handle` turns a request into an answer, or raises ArmError."""
 
@@ -189,22 +296,52 @@ class Core:
         self.clock = clock
         self.directory = directory
         self.types = {known.name.lower(): known for known in types}
+        self.lock = threading.RLock()
+        """Held while a request is worked on; hold it to read or change several things at once."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Nothing there, nothing scripted."""
         self.state = State()
         self.denied: list[str] = []
         """Prefixes of actions that the identity lacks, such as `Microsoft.Storage/storageAccounts/write`."""
         self.operation_seconds: float = 0.0
         """How long a long-running operation takes on the clock."""
-        self.failing_operations: list[Document] = []
-        """Errors, `{"code", "message"}`, with which the next operations fail after they were accepted."""
+        self.latencies: Latencies | None = None
+        """How long operations take, instead of `operation_seconds`."""
+        self.endings: list[Ending] = []
+        """How operations to come end."""
+        self.running_words: tuple[str, ...] = ("InProgress",)
+        """What a running operation is called, from its begin to its end: `("Accepted", "Running")`."""
         self.polling_seconds = 0
         """Retry-After of a running operation, 0 for none; Azure says 15 or so."""
+        self.page_size = 1000
+        self.lag_seconds = 0.0
+        """How far every read lags behind the writes."""
+        self.stale: list[Stale] = []
+        self._closed: list[tuple[Callable[[str, str], bool], datetime]] = []
+        self.settings: dict[str, Any] = {}
+        """Of the providers; their modules say which."""
         self.limit_requests()
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state = state
+        state.at = _text(self.clock.now())
+        self._running = {key: work for key, work in state.operations.items() if work.running}
+        for operation in self._running.values():
+            self.clock.at(datetime.fromisoformat(operation.ends), self.settle)
 
     def limit_requests(self, **buckets: tuple[float, float]) -> None:
         """Full buckets as documented (each subscription and region), or as given: `reads=(capacity, per
         second)`.
         """
         self.buckets: dict[str, Bucket] = {}
+        self._closed.clear()
         self.bucket_sizes = {
             "reads": (250.0, 25.0),
             "writes": (200.0, 10.0),
@@ -212,21 +349,31 @@ class Core:
             **buckets,
         }
 
+    def throttle(self, seconds: float, method: str = "*", path: str = "") -> None:
+        """Refuse matching requests (see `sandbox.asgi.on`) with 429 until the clock has moved that far."""
+        self._closed.append((on(method, path), self.clock.now() + timedelta(seconds=seconds)))
+
+    def read_stale(self, seconds: float, path: str = "", times: float = math.inf) -> None:
+        """Let matching reads answer what was true `seconds` ago."""
+        self.stale.append(Stale(on("GET", path), seconds, times))
+
     # --- requests ---
 
     async def __call__(self, request: Request) -> Response:
         headers = {"x-ms-request-id": str(uuid.uuid4()), "x-ms-correlation-request-id": str(uuid.uuid4())}
-        try:
-            answer = self.handle(request, await request.body())
-        except ArmError as error:
-            answer = Answer(error.status, error.body, error.headers)
+        body = await request.body()
+        with self.lock:
+            try:
+                answer = self.handle(request, body, headers)
+            except ArmError as error:
+                answer = Answer(error.status, error.body, error.headers)
         headers |= answer.headers
         if answer.body is None:
             return Response(status_code=answer.status, headers=headers)
         return JSONResponse(answer.body, answer.status, headers=headers)
 
-    def handle(self, request: Request, body: bytes) -> Answer:
-        """The answer to one request; nothing in here waits."""
+    def handle(self, request: Request, body: bytes, sent: dict[str, str]) -> Answer:
+        """The answer to one request; nothing in here waits. Headers of every answer are added to `sent`."""
         method, path = request.method, request.url.path
         base_url = str(request.base_url).rstrip("/")
         query = {name.lower(): value for name, value in request.query_params.items()}
@@ -237,9 +384,11 @@ class Core:
         if len(parts) < 2 or parts[0].lower() != "subscriptions":
             raise ArmError(404, "InvalidRequestUri", f"The request URI '{path}' is not modelled here.")
         api_version = self._api_version(query)
-        self._throttle(parts[1], method)
+        self._throttle(parts[1], method, path, sent)
         if operation := self._operation_of(parts):
             return self._poll(operation, parts, base_url, query)
+        if parts[-1].lower() == "resources" and len(parts) in (3, 5):
+            return self._resources(method, parts, query, base_url, path)
         if len(parts) <= 4 and len(parts) > 2 and parts[2].lower() == "resourcegroups":
             return self._group(method, parts, body)
         target, action, scope = self._route(parts, method)
@@ -256,19 +405,34 @@ class Core:
             _json(body),
             api_version,
             base_url,
+            path,
+            action or "",
+            self._past(method, path),
         )
+        self._limit(call, sent)
         if scope is not None:
             if target.group:
                 self._check_parents(method, target)
             return resource_type.list(call, scope)
         self._check_parents(method, target)
         if action is not None:
-            return resource_type.actions[action](call)
+            return (resource_type.views if method == "GET" else resource_type.actions)[action](call)
         work = {"GET": resource_type.get, "PUT": resource_type.put}
         work |= {"PATCH": resource_type.patch, "DELETE": resource_type.delete}
         if method not in work:
             raise method_not_allowed(call)
         return work[method](call)
+
+    def _past(self, method: str, path: str) -> State | None:
+        """What this request sees; None for the present."""
+        if method != "GET":
+            return None
+        seconds = self.lag_seconds
+        for stale in self.stale:
+            if stale.times > 0 and stale.matches(method, path):
+                stale.times -= 1
+                seconds = max(seconds, stale.seconds)
+        return self.state.as_of(_text(self.clock.now() - timedelta(seconds=seconds))) if seconds else None
 
     def _route(self, parts: list[str], method: str) -> tuple[ResourceId, str | None, str | None]:
         """The resource addressed, the action on it, and for a list the scope it covers."""
@@ -285,6 +449,14 @@ class Core:
             if known is None or action not in known.actions:
                 raise ArmError(404, "InvalidResourceType", f"The action '{types[-1]}' is not modelled here.")
             return target, action, None
+        if method == "GET" and len(types) == len(names) + 1 and names:
+            known = self.types.get("/".join((namespace, *types[:-1])).lower())
+            if known and types[-1].lower() in known.views:
+                return (
+                    ResourceId(parts[1], group, namespace, types[:-1], names),
+                    types[-1].lower(),
+                    None,
+                )
         if len(types) == len(names) + 1:
             scope = "/" + "/".join(parts[:-1] if len(types) > 1 else parts[: 4 if in_group else 2])
             return ResourceId(parts[1], group, namespace, types, (*names, "")), None, scope
@@ -328,11 +500,9 @@ class Core:
         return known
 
     def _authorize(self, method: str, target: ResourceId, action: str | None) -> None:
-        wanted = (
-            f"{target.type}/{action}/action"
-            if action
-            else f"{target.type}/{VERB_ACTIONS.get(method, 'read')}"
-        )
+        wanted = f"{target.type}/{VERB_ACTIONS.get(method, 'read')}"
+        if action:
+            wanted = f"{target.type}/{action}/{'read' if method == 'GET' else 'action'}"
         if any(wanted.lower().startswith(denied.lower()) for denied in self.denied):
             who = f"The client '{self.directory.principal}' with object id '{self.directory.principal}'"
             what = f"does not have authorization to perform action '{wanted}' over scope '{target}'"
@@ -345,6 +515,8 @@ class Core:
             )
 
     def _check_parents(self, method: str, target: ResourceId) -> None:
+        if not target.group:
+            return
         if group_key(target.subscription, target.group) not in self.state.groups:
             raise ArmError(
                 404, "ResourceGroupNotFound", f"Resource group '{target.group}' could not be found."
@@ -356,17 +528,51 @@ class Core:
                 raise known.not_found(parent) if method == "GET" else parent_not_found(target)
             parent = parent.parent
 
-    def _throttle(self, subscription: str, method: str) -> None:
+    def _throttle(self, subscription: str, method: str, path: str, sent: dict[str, str]) -> None:
+        now = self.clock.now()
+        for matches, until in self._closed:
+            if now < until and matches(method, path):
+                raise _throttled("TooManyRequests", "The request is being throttled.", until - now)
         kind = {"GET": "reads", "HEAD": "reads", "DELETE": "deletes"}.get(method, "writes")
         bucket = self.buckets.setdefault(f"{subscription}/{kind}".lower(), Bucket(*self.bucket_sizes[kind]))
-        wait = bucket.take(self.clock.now())
+        wait = bucket.take(now)
+        sent[f"x-ms-ratelimit-remaining-subscription-{kind}"] = str(int(bucket.level))
         if wait is not None:
-            raise ArmError(
-                429,
-                "SubscriptionRequestsThrottled",
-                f"Number of {kind} requests for subscription '{subscription}' exceeded the limit.",
-                {"Retry-After": str(int(wait) + 1), f"x-ms-ratelimit-remaining-subscription-{kind}": "0"},
-            )
+            message = f"Number of {kind} requests for subscription '{subscription}' exceeded the limit."
+            raise _throttled("SubscriptionRequestsThrottled", message, timedelta(seconds=wait))
+
+    def _limit(self, call: Call, sent: dict[str, str]) -> None:
+        left = []
+        for limit in call.type.limits(call):
+            key = f"{call.id.subscription}/{limit.name}".lower()
+            bucket = self.buckets.setdefault(key, Bucket(limit.capacity, limit.per_second))
+            wait = bucket.take(self.clock.now())
+            left.append(f"{limit.name};{int(bucket.level)}")
+            sent["x-ms-ratelimit-remaining-resource"] = ",".join(left)
+            if wait is not None:
+                message = f"Too many requests have been received for this subscription: {limit.name}."
+                raise _throttled(limit.code, message, timedelta(seconds=wait))
+
+    # --- the list of all resources ---
+
+    def _resources(
+        self, method: str, parts: list[str], query: Mapping[str, str], base_url: str, path: str
+    ) -> Answer:
+        """Tracked resources of the subscription or group: `$filter` by resourceType, tagName and tagValue."""
+        self._check_subscription(parts[1])
+        if len(parts) == 5 and group_key(parts[1], parts[3]) not in self.state.groups:
+            raise ArmError(404, "ResourceGroupNotFound", f"Resource group '{parts[3]}' could not be found.")
+        state = self._past(method, path) or self.state
+        scope = "/" + "/".join(parts[:-1])
+        asked = dict(FILTER_TERM.findall(query.get("$filter", "")))
+        found = []
+        for known in self.types.values():
+            wanted = asked.get("resourceType", known.name).lower() == known.name.lower()
+            for resource in state.of_type(known.name, scope) if known.tracked and wanted else ():
+                shown = known.render(resource)
+                if _has_tag(shown.get("tags") or {}, asked):
+                    found.append({name: shown[name] for name in RESOURCE_FIELDS if shown.get(name)})
+        return page_of(found, min(int(query.get("$top", 1000)), self.page_size), query, base_url + path)
 
     # --- resource groups ---
 
@@ -402,55 +608,99 @@ class Core:
     # --- long-running operations ---
 
     def begin(
-        self, call: Call, effect: Document, *, location: str, supersede: bool = False
+        self,
+        call: Call,
+        effect: Document,
+        *,
+        location: str,
+        on_running: str = "refuse",
+        superseded: Document = PREEMPTED,
+        result: Any = None,
+        verb: str = "",
     ) -> tuple[Operation, dict[str, str]]:
-        """Accept work that ends after `operation_seconds`; returns it and the headers that tell where to ask.
+        """Accept work that takes its time; returns it and the headers that tell where to ask.
 
-        With `supersede` a running operation on the same resource ends as Canceled (OperationPreempted), as
-        where Azure lets a later write win; otherwise a second one is refused with 409.
+        When other work is running on the same resource: `refuse` with 409, `supersede` it, which then ends
+        as Canceled with the error given (where Azure lets a later write win), or be `concurrent`.
         """
-        for running in self.state.operations.values():
-            if running.resource.lower() == call.id.key and running.status == "InProgress":
-                if not supersede:
-                    raise ArmError(
-                        409,
-                        "AnotherOperationInProgress",
-                        "Another operation on this resource is in progress.",
-                    )
-                self._end(
-                    running,
-                    "Canceled",
-                    {"code": "OperationPreempted", "message": "A later write preempted it."},
-                )
-        now = self.clock.now()
-        operation = Operation(
-            id=str(uuid.uuid4()),
-            resource=str(call.id),
-            subscription=call.id.subscription,
-            namespace=call.id.namespace,
-            location=location,
-            started=now.isoformat(),
-            ends=(now + timedelta(seconds=self.operation_seconds)).isoformat(),
-            effect=effect,
+        for running in self.running_on(call.id) if on_running != "concurrent" else ():
+            if on_running == "refuse":
+                message = "Another operation on this resource is in progress."
+                raise ArmError(409, "AnotherOperationInProgress", message)
+            self._end(running, "Canceled", superseded)
+        operation = self.schedule(
+            call.id, effect, verb=verb or call.action or call.method.lower(), location=location, result=result
         )
-        self.state.operations[operation.id] = operation
         return operation, self._operation_headers(operation, call.base_url, call.api_version)
 
+    def schedule(
+        self,
+        resource_id: ResourceId,
+        effect: Document,
+        *,
+        verb: str,
+        location: str = "",
+        seconds: float | None = None,
+        result: Any = None,
+        visible: bool = True,
+    ) -> Operation:
+        """Begin work without a request, such as what the service does by itself."""
+        now, kind = self.clock.now(), f"{resource_id.type}/{verb}"
+        operation = Operation(
+            id=self.state.new_id(),
+            resource=str(resource_id),
+            subscription=resource_id.subscription,
+            namespace=resource_id.namespace,
+            location=location,
+            started=_text(now),
+            ends="",
+            verb=verb,
+            visible=visible,
+            effect=effect,
+            result=result,
+        )
+        if seconds is None:
+            seconds = self.operation_seconds
+            seconds = self.latencies.draw(kind, operation.id) if self.latencies else seconds
+        ending = next((ending for ending in self.endings if ending.hits(kind)), None) if visible else None
+        if ending is not None:
+            operation.ending = ending.document
+            seconds = seconds if ending.seconds is None else ending.seconds
+        ends = now + timedelta(seconds=seconds)
+        operation.ends = _text(ends)
+        self.state.operations[operation.id] = operation
+        self._running[operation.id] = operation
+        self.clock.at(ends, self.settle)
+        return operation
+
+    def running_on(self, resource_id: ResourceId) -> list[Operation]:
+        """Visible operations on exactly this resource that have not ended."""
+        running = self._running.values()
+        return [work for work in running if work.visible and work.resource.lower() == resource_id.key]
+
     def settle(self) -> None:
-        """End every operation whose time has come."""
-        now = self.clock.now()
-        for operation in self.state.operations.values():
-            if operation.status == "InProgress" and datetime.fromisoformat(operation.ends) <= now:
-                if self.failing_operations:
-                    self._end(operation, "Failed", self.failing_operations.pop(0))
-                    continue
-                self._end(operation, "Succeeded")
-                self.types[parse_resource_id(operation.resource).type.lower()].finish(
-                    operation, self.state, now
-                )
+        """End every operation whose time has come, in the order of their ends."""
+        with self.lock:
+            now = _text(self.clock.now())
+            while due := [work for work in self._running.values() if work.ends <= now]:
+                operation = min(due, key=lambda work: work.ends)
+                self.state.at = operation.ends
+                self._settle(operation)
+            self.state.at = now
+
+    def _settle(self, operation: Operation) -> None:
+        ending = operation.ending or {"status": "Succeeded", "error": None, "applied": True}
+        kind = self.types[parse_resource_id(operation.resource).type.lower()]
+        self._end(operation, ending["status"], ending["error"])
+        if ending["status"] == "Succeeded" or ending["applied"]:
+            kind.finish(self, operation)
+        if operation.status != "Succeeded":
+            kind.fail(self, operation)
 
     def _end(self, operation: Operation, status: str, error: Document | None = None) -> None:
-        operation.status, operation.error, operation.ended = status, error, self.clock.now().isoformat()
+        operation.status, operation.error = status, error
+        operation.ended = self.state.at or operation.ends
+        self._running.pop(operation.id, None)
 
     def _operation_headers(self, operation: Operation, base_url: str, api_version: str) -> dict[str, str]:
         where = (
@@ -471,33 +721,46 @@ class Core:
         if len(parts) != 8 or parts[6].lower() not in ("operations", "operationresults"):
             return None
         operation = self.state.operations.get(parts[7])
-        if operation is None:
+        if operation is None or not operation.visible:
             raise ArmError(404, "OperationNotFound", f"The operation '{parts[7]}' could not be found.")
         return operation
 
     def _poll(
         self, operation: Operation, parts: list[str], base_url: str, query: Mapping[str, str]
     ) -> Answer:
-        running = operation.status == "InProgress"
         if parts[6].lower() == "operations":
-            document: Document = {
-                "id": "/" + "/".join(parts),
-                "name": operation.id,
-                "status": operation.status,
-            }
-            document |= {"startTime": operation.started}
-            document |= {"endTime": operation.ended} if operation.ended else {}
-            document |= {"error": operation.error} if operation.error else {}
-            return Answer(200, document, self._retry_after() if running else {})
-        if running:
+            return self._poll_status(operation, parts)
+        if operation.running:
             return Answer(202, None, self._operation_headers(operation, base_url, query["api-version"]))
+        if operation.status == "Canceled":
+            # HTTP says 200 here although nothing was done: only the body tells (cloud-provider-azure#1356).
+            return Answer(200, {"status": "Canceled", "error": operation.error or {}})
         if operation.error:
             raise ArmError(409, operation.error["code"], operation.error["message"])
+        if operation.result is not None:
+            return Answer(200, operation.result)
         resource_id = parse_resource_id(operation.resource)
         resource = self.state.find(resource_id)
-        if resource is None or operation.effect.get("delete"):
+        if resource is None or operation.verb not in ("put", "patch"):
             return Answer(204)
         return Answer(200, self.types[resource_id.type.lower()].render(resource))
+
+    def _poll_status(self, operation: Operation, parts: list[str]) -> Answer:
+        status = operation.status
+        if operation.running:
+            began, ends = (
+                datetime.fromisoformat(text).timestamp() for text in (operation.started, operation.ends)
+            )
+            share = (self.clock.now().timestamp() - began) / max(ends - began, 1e-6)
+            words = self.running_words
+            status = words[min(len(words) - 1, int(share * len(words)))]
+        document: Document = {"id": "/" + "/".join(parts), "name": operation.id, "status": status}
+        document |= {"startTime": operation.started}
+        document |= {"endTime": operation.ended} if operation.ended else {}
+        document |= {"error": operation.error} if operation.error else {}
+        if operation.status == "Succeeded" and operation.result is not None:
+            document["properties"] = {"output": operation.result}
+        return Answer(200, document, self._retry_after() if operation.running else {})
 
 
 # --- what providers use ---
@@ -541,18 +804,36 @@ def merged(old: Document, new: Document) -> Document:
 
 def page(call: Call, items: list[Document], default_size: int = 1000) -> Answer:
     """One page of a list; `nextLink` leads to the next."""
-    size = min(int(call.query.get("$maxpagesize", default_size)), default_size)
-    start = int(call.query.get("$skiptoken", 0))
+    size = min(int(call.query.get("$maxpagesize", default_size)), default_size, call.core.page_size)
+    return page_of(items, size, call.query, call.base_url + call.path)
+
+
+def page_of(items: list[Document], size: int, query: Mapping[str, str], url: str) -> Answer:
+    start = int(query.get("$skiptoken", 0))
     document: Document = {"value": items[start : start + size]}
     if start + size < len(items):
-        path = str(call.id).rstrip("/") if call.id.group else _subscription_path(call.id)
-        rest = {name: value for name, value in call.query.items() if name != "$skiptoken"}
-        document["nextLink"] = f"{call.base_url}{path}?{urlencode({**rest, '$skiptoken': start + size})}"
+        rest = {name: value for name, value in query.items() if name != "$skiptoken"}
+        document["nextLink"] = f"{url}?{urlencode({**rest, '$skiptoken': start + size})}"
     return Answer(200, document)
 
 
-def _subscription_path(target: ResourceId) -> str:
-    return f"/subscriptions/{target.subscription}/providers/{target.namespace}/{target.types[0]}"
+def _throttled(code: str, message: str, wait: timedelta) -> ArmError:
+    return ArmError(429, code, message, {"Retry-After": str(math.ceil(wait.total_seconds()) or 1)})
+
+
+def _has_tag(tags: Document, asked: Mapping[str, str]) -> bool:
+    name, value = asked.get("tagName"), asked.get("tagValue")
+    lower = {known.lower(): tags[known] for known in tags}
+    return name is None or (name.lower() in lower and value in (None, lower[name.lower()]))
+
+
+def _bare(etag: str) -> str:
+    return etag.removeprefix("W/").strip('"')
+
+
+def _text(moment: datetime) -> str:
+    """ISO 8601 in UTC with microseconds always, so that texts compare as times do."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def _json(body: bytes) -> Any:

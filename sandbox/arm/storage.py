@@ -22,7 +22,7 @@ from sandbox.arm.core import (
     method_not_allowed,
     page,
 )
-from sandbox.arm.state import Document, Operation, Resource, State, new_etag
+from sandbox.arm.state import Document, Operation, Resource, State
 from shared.model.resource_id import ResourceId, parse_resource_id
 
 ACCOUNTS = "Microsoft.Storage/storageAccounts"
@@ -67,6 +67,7 @@ class Accounts(ResourceType):
 
     name = ACCOUNTS
     api_versions = API_VERSIONS
+    tracked = True
 
     def put(self, call: Call) -> Answer:
         document, existing = call.document, call.state.find(call.id)
@@ -310,12 +311,12 @@ class Containers(ResourceType):
         headers.pop("Azure-AsyncOperation")
         return Answer(202, None, headers)
 
-    def finish(self, operation: Operation, state: State, now: Any) -> None:
-        resource = state.find(parse_resource_id(operation.resource))
+    def finish(self, core: Core, operation: Operation) -> None:
+        resource = core.state.find(operation.resource)
         if resource is not None:
-            done = {"enabled": True, "migrationState": "Completed", "timeStamp": now.isoformat()}
+            done = {"enabled": True, "migrationState": "Completed", "timeStamp": core.state.at}
             body = merged(resource.body, {"properties": {"immutableStorageWithVersioning": done}})
-            state.store(parse_resource_id(operation.resource), body)
+            core.state.store(parse_resource_id(operation.resource), body)
 
     def _living(self, call: Call) -> Call:
         if call.existing().body["properties"]["deleted"]:
@@ -452,7 +453,7 @@ class ImmutabilityPolicies(ResourceType):
         return days
 
     def _keep(self, call: Call, properties: Document, *, extensions: int) -> Answer:
-        policy = {"etag": new_etag(), "properties": properties, "extensions": extensions}
+        policy = {"etag": call.state.new_etag(), "properties": properties, "extensions": extensions}
         container = self._container(call)
         container.hidden = {**container.hidden, "policy": policy}
         return self._answer(call, policy)

@@ -18,6 +18,7 @@ from azure.mgmt.storage import StorageManagementClient
 from azure.mgmt.storage import models as m
 
 from sandbox.arm import LocalArm
+from sandbox.arm.core import Ending
 from sandbox.asgi import Fault, on
 from sandbox.clock import Clock
 from shared.clients.azure import bearer_token_policy
@@ -155,7 +156,7 @@ def test_a_continuation_token_resumes_polling_in_another_client(
 
 def test_an_accepted_operation_may_still_fail(arm: LocalArm, client: StorageManagementClient) -> None:
     arm.core.operation_seconds = 5
-    arm.core.failing_operations.append({"code": "StorageAccountOperationFailed", "message": "no capacity"})
+    arm.core.endings.append(Ending(code="StorageAccountOperationFailed", message="no capacity"))
     poller = client.storage_accounts.begin_create(GROUP, "backups", new_account())
     arm.core.clock.advance(5)
     with pytest.raises(HttpResponseError, match="StorageAccountOperationFailed"):
