@@ -80,14 +80,16 @@ class World:
         }
         self.write_config({})
 
-    def write_config(self, policy: dict[str, Any], connection: EtcdConnection | None = None) -> None:
-        """The configuration of cluster `prod`, with its etcd or another `connection`."""
+    def write_config(
+        self, policy: dict[str, Any], connection: EtcdConnection | None = None, **more: Any
+    ) -> None:
+        """The configuration of cluster `prod`, with its etcd or another `connection`; `more` beside it."""
         cluster = {
             "name": "prod",
             "etcd": _without_none(msgspec.to_builtins(connection or self.etcd.connection())),
             "etcdBackup": {"schedule": "0 * * * *", **policy},
         }
-        self.config.write_text(json.dumps({"clusters": [cluster]}))
+        self.config.write_text(json.dumps({"clusters": [cluster], **more}))
 
     def reconcile(self) -> None:
         """One pass of etcd-backup, as a nudge would cause."""

@@ -9,17 +9,19 @@ import typer
 
 from shared.cli.console import print_json, print_line, print_note, print_table, size, when
 from shared.cli.session import Session, complete_cluster, session
-from shared.errors import NotFoundError, SettingsError
+from shared.errors import IntegrityError, NotFoundError, SettingsError
 
 if TYPE_CHECKING:
     from shared.clients.blob import BlobStore
     from shared.etcd_backup.archive import Chain
-    from shared.etcd_backup.key_index import Entry
+    from shared.etcd_backup.key_index import Entry, KeyIndex
     from shared.etcd_backup.policy import EtcdBackupPolicy
     from shared.model.backup import BackupRecord, Verdict
     from shared.settings import Cluster
 
 app = typer.Typer(help="List, verify, restore and read etcd backups.", no_args_is_help=True)
+
+SHORT_RUN = 8  # enough of a run to tell backups apart, and short enough for a table
 
 ClusterOption = Annotated[
     str | None,
@@ -59,13 +61,13 @@ def _print_records(records: list[BackupRecord]) -> None:
         ("started (UTC)", "revision", "kind", "stored", "database", "run", "verdict"),
         (
             (
-                when(record.started_at),
+                when(record.started_at)[:16],
                 record.revision,
                 record.kind,
                 size(record.stored_bytes),
                 size(record.database_bytes),
-                record.run,
-                record.verdict or "not verified yet",
+                record.run[:SHORT_RUN],
+                record.verdict or "not verified",
             )
             for record in records
         ),
@@ -113,6 +115,8 @@ def find_backup(
     if wanted is None or wanted == "latest":
         return one, store, records[-1]
     found = [record for record in records if wanted in _names(record)]
+    if not found and len(wanted) >= SHORT_RUN:
+        found = [record for record in records if record.run.startswith(wanted)]
     if not found:
         raise NotFoundError(
             f"'{one.name}' has no backup '{wanted}'; list them with: keeper backup list --cluster {one.name}"
@@ -249,7 +253,7 @@ def get(  # noqa: PLR0917  typer reads the options from the signature
     here = session(context)
     one, store, record = find_backup(here, cluster, backup)
     chain = open_chain_of(here, one, store, record)
-    entries = _entries(here, store, record, chain, key)
+    entries = _entries(store, record, chain, key)
     exact = next((entry for entry in entries if entry.key == key.encode()), None)
     if exact is None:
         _print_keys(record, entries, key, raw=raw, as_json=as_json)
@@ -276,23 +280,29 @@ def open_chain_of(here: Session, cluster: Cluster, store: BlobStore, record: Bac
     return open_chain(store, record.name, policy_of(cluster).encryption, here.environ)
 
 
-def _entries(here: Session, store: BlobStore, record: BackupRecord, chain: Chain, prefix: str) -> list[Entry]:
+def _entries(store: BlobStore, record: BackupRecord, chain: Chain, prefix: str) -> list[Entry]:
     """The live keys that begin with `prefix`: from the index that verifying left, or from a whole scan."""
-    from shared.etcd_backup.key_index import KeyIndex, collect
+    from shared.etcd_backup.key_index import collect
 
     wanted = prefix.encode()
     if record.key_index:
-        name = record.key_index
-        index = KeyIndex.open(
-            name,
-            store.properties(name).size,
-            lambda offset, length: store.read_range(name, offset, length),
-            chain,
-        )
-        return list(index.entries(wanted))
-    print_note(f"no key index, as it was never verified; reading all of it, {size(record.database_bytes)}")
+        try:
+            return list(_open_index(store, record.key_index, chain).entries(wanted))
+        except (IntegrityError, NotFoundError) as error:
+            print_note(f"{error}; reading all of the backup instead")
+    else:
+        print_note(f"no key index, as it was never verified; reading all of {size(record.database_bytes)}")
     collector, report = collect(chain)
     return [entry for entry in collector.live(report) if entry.key.startswith(wanted)]
+
+
+def _open_index(store: BlobStore, name: str, chain: Chain) -> KeyIndex:
+    from shared.etcd_backup.key_index import KeyIndex
+
+    def read_range(offset: int, length: int) -> bytes:
+        return store.read_range(name, offset, length)
+
+    return KeyIndex.open(name, store.properties(name).size, read_range, chain)
 
 
 def _print_keys(record: BackupRecord, entries: list[Entry], prefix: str, *, raw: bool, as_json: bool) -> None:

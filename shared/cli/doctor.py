@@ -261,8 +261,9 @@ def _member(subject: str, reading: EndpointReading, observation: Observation) ->
         return
     role = "learner" if status.is_learner else "leader" if status.is_leader else "follower"
     yield _ok(subject, f"{role}, etcd {status.version}, answered in {reading.latency_ms} ms")
-    if reading.clock_skew_ms is not None:
-        yield clock_finding(subject, "its", timedelta(milliseconds=reading.clock_skew_ms))
+    skew = clock_finding(subject, "its", timedelta(milliseconds=reading.clock_skew_ms or 0))
+    if skew.level != "ok":
+        yield skew
     for alarm in status.alarms():
         if alarm.member_id == status.member_id:
             yield _problem(subject, f"alarm {alarm.alarm}; mend its cause, then: etcdctl alarm disarm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
@@ -216,8 +217,14 @@ def _print_operation(record: OperationRecord | None, entries: list[Entry]) -> No
     for entry in reversed(entries):
         print_line()
         print_line(f"{when(entry.at)} {entry.status} {entry.action or entry.kind} {entry.target}".rstrip())
-        print_line(f"  reason    {entry.reason}: {entry.message}")
+        print_line(f"  {entry.reason}: {entry.message}" if entry.reason else f"  {entry.message}")
         for line in entry.evidence:
-            print_line(f"  evidence  {line}")
+            print_line(f"  evidence: {line}")
         for key, value in entry.data.items():
-            print_line(f"  {key:<9} {value}")
+            if value not in (None, "", [], {}) and key not in ("event", "final"):
+                print_line(f"  {key}: {_readable(value)}")
+
+
+def _readable(value: Any) -> str:
+    """A fact of the journal: plain values as they are, others as JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 from keeper import Keeper, World
 
+from sandbox.arm import LocalArm
 from sandbox.azurite import Azurite
 from sandbox.etcd import EtcdCluster
+from sandbox.identity import ManagedIdentity
 from shared.bootstrap import Clients
 from shared.clients.blob import blob_store
 from shared.errors import NotFoundError
@@ -111,10 +114,11 @@ def test_backups_are_listed_and_verified_in_place(keeper: Keeper, backup: str) -
     (record,) = keeper("backup", "list", "--json").document["backups"]
     assert record["name"] == backup
     listed = keeper("backup", "list")
-    assert record["run"] in listed.out
+    assert record["run"][:8] in listed.out
+    assert len(listed.out.splitlines()) == 3  # cluster, header, one line for each backup
     assert "verified" in listed.out
     assert max(map(len, listed.out.splitlines())) <= 80
-    for name in ("latest", "prod/latest", backup, record["run"], str(record["revision"])):
+    for name in ("latest", "prod/latest", backup, record["run"][:8], str(record["revision"])):
         printed = keeper("backup", "verify", name)
         assert printed.code == 0, printed
         assert printed.out.startswith("verified: ")
@@ -164,6 +168,20 @@ def test_raw_writes_the_bytes_of_one_key(keeper: Keeper, world: World, backup: s
     refused = keeper("backup", "get", "latest", "/registry/pods/", "--raw")
     assert refused.code == 2
     assert "is no key but the beginning of 2; --raw takes one key" in refused.err
+
+
+def test_a_damaged_key_index_costs_time_but_no_answer(keeper: Keeper, world: World, backup: str) -> None:
+    store = blob_store(world.settings, "etcd-backups")
+    name = keeper("backup", "list", "--json").document["backups"][-1]["keyIndex"]
+    whole = store.read(name)
+    bent = whole.data[:-1] + bytes([whole.data[-1] ^ 1])
+    etag = store.replace(name, bent, whole.etag, whole.metadata)
+    try:
+        printed = keeper("backup", "get", "latest", "/registry/ranges/serviceips")
+        assert (printed.code, printed.out) == (0, "10.0.0.0/16\n")
+        assert "reading all of the backup instead" in printed.err
+    finally:
+        store.replace(name, whole.data, etag, whole.metadata)
 
 
 def test_a_key_that_is_not_there_is_exit_code_2(keeper: Keeper, backup: str) -> None:
@@ -352,3 +370,47 @@ def test_doctor_names_every_broken_part_and_goes_on(keeper: Keeper, world: World
 def blob_endpoint(world: World) -> str:
     parts = dict(part.split("=", 1) for part in world.settings["AzureWebJobsStorage"].split(";") if part)
     return parts["BlobEndpoint"]
+
+
+def test_the_storage_account_is_checked_and_prepared(keeper: Keeper, world: World) -> None:
+    with LocalArm() as arm, ManagedIdentity(arm.directory) as identity:
+        world.write_config({}, storageAccount=arm.add_storage_account("backups"))
+        settings = {
+            **identity.environ,
+            "KUBEKEEPER_ARM_ENDPOINT": arm.url,
+            "AzureWebJobsStorage__credential": "managedidentity",
+        }
+        before = keeper("doctor", **settings)
+        assert before.code == 1
+        assert "problem  container etcd-backups: " in before.out
+        assert "(or: keeper backup prepare)" in before.out
+        prepared = keeper("backup", "prepare", **settings)
+        assert prepared.code == 0, prepared.err
+        assert "etcd-backups: left to you: " in prepared.out
+        after = keeper("doctor", **settings)
+        assert "problem  container etcd-backups: " not in after.out
+        assert "(or: keeper backup prepare)" not in after.out
+
+
+def test_doctor_proves_that_the_encryption_key_works(keeper: Keeper, world: World) -> None:
+    world.write_config({"encryption": {"keyFile": "setting:BACKUP_KEY"}})
+    key = base64.b64encode(bytes(range(32))).decode()
+    printed = keeper("doctor", BACKUP_KEY=key)
+    assert "ok       prod encryption: key " in printed.out
+    assert key not in printed.out
+    assert "problem  prod encryption: " in keeper("doctor", BACKUP_KEY="c2hvcnQ=").out
+
+
+def test_a_database_of_a_handful_of_keys_is_backed_up_and_read_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """bbolt keeps so few rows inline in the root page: a bucket without a page of its own."""
+    with Azurite() as azurite, EtcdCluster.start() as etcd:
+        with etcd.client() as client:
+            client.put(b"/registry/ranges/serviceips", b"10.0.0.0/16")
+        world = World(azurite, etcd, tmp_path)
+        world.reconcile()
+        keeper = Keeper(world.settings, capsys)
+        assert keeper("backup", "verify").code == 0
+        assert keeper("backup", "get", "latest").out == "/registry/ranges/serviceips\n"
+        assert keeper("backup", "get", "latest", "/registry/ranges/serviceips").out == "10.0.0.0/16\n"
