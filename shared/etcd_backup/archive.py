@@ -43,7 +43,7 @@ _INDEX_ENTRY = struct.Struct("<IQ")  # stored length, xxh3_64 of the stored byte
 _DIGEST_BYTES = 8
 _NOWHERE = 255
 _THREAD = threading.local()
-READ_BYTES = 3 * 1024 * 1024
+READ_BYTES = 1536 * 1024
 """Stored bytes in one range read when reading in order; all deltas of a chain share as much between them."""
 _GROUP_FRAMES = 4  # decoded at once: 1 MiB
 _MAX_ARCHIVES = 254  # a byte for each page says which archive holds it

@@ -121,7 +121,7 @@ class Taker:
         chain = self._open(manifest, parent, data_key)
         manifest = _with_revisions(
             manifest,
-            read_revisions(chain.image()),
+            read_revisions(chain.image(cached_frames=4)),
             committed_at=self._now(),
             upload_seconds=staged.upload_seconds + time.monotonic() - committing,
         )
@@ -192,9 +192,9 @@ def _manifest(
         run=order.run,
         kind=Kind.DELTA if parent else Kind.FULL,
         data=staged.name,
-        database=staged.result.database,
+        database=staged.database,
         revisions=_UNKNOWN,
-        archive=staged.result.archive,
+        archive=staged.archive,
         source=source,
         timings=Timings(
             started_at=started,

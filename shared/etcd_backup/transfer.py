@@ -1,6 +1,6 @@
 """Moves one snapshot from an etcd member to staged blocks of a data blob, without a temporary file.
 
-    reader thread: etcd -> bounded queue -> caller's thread: ArchiveWriter -> 4 MiB blocks -> upload threads
+    reader thread: etcd -> bounded queue -> caller's thread: ArchiveWriter -> 2 MiB blocks -> upload threads
 
 The member holds a read transaction open until its last byte is taken, so the reader waits for nothing but the
 queue, and how long it had to wait there is reported. Memory is bounded by the queue, the frames being
@@ -20,12 +20,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from shared.etcd_backup.archive import ArchiveResult, ArchiveWriter
+from shared.etcd_backup.archive import ArchiveWriter
+from shared.model.backup import ArchiveSummary, DatabaseSummary
 
-BLOCK_BYTES = 4 * 1024 * 1024
-"""One request of the store: few requests, and little to keep. 50,000 blocks make 200 GB the largest blob."""
+BLOCK_BYTES = 2 * 1024 * 1024
+"""One request of the store: few requests, and little to keep. 50,000 blocks make 100 GB the largest blob."""
 UPLOADS_UNDER_WAY = 3
-BATCH_BYTES = 1024 * 1024
+BATCH_BYTES = 512 * 1024
 """etcd sends 32 KiB messages; handing over each of them would cost more than compressing it."""
 QUEUED_BATCHES = 8
 
@@ -48,7 +49,8 @@ class Staged:
 
     name: str
     block_ids: tuple[str, ...]
-    result: ArchiveResult
+    archive: ArchiveSummary
+    database: DatabaseSummary
     first_byte_seconds: float
     stream_seconds: float
     reader_waited_seconds: float
@@ -57,7 +59,7 @@ class Staged:
     @property
     def stored_bytes(self) -> int:
         """Size of the blob once committed."""
-        return self.result.archive.stored_bytes
+        return self.archive.stored_bytes
 
 
 def stage(stream: Iterable[bytes], writer: ArchiveWriter, store: BlockStore, name: str, run: str) -> Staged:
@@ -72,10 +74,7 @@ def stage(stream: Iterable[bytes], writer: ArchiveWriter, store: BlockStore, nam
         for batch in reader:
             for part in writer.feed(batch):
                 blocks.add(part)
-        result = writer.finish()
-        for part in result.tail:
-            blocks.add(part)
-        result.tail.clear()  # the page table of a large database is worth megabytes
+        archive, database = _finish(writer, blocks)
         ids = blocks.finish()
     finally:
         reader.close()
@@ -84,12 +83,21 @@ def stage(stream: Iterable[bytes], writer: ArchiveWriter, store: BlockStore, nam
     return Staged(
         name=name,
         block_ids=ids,
-        result=result,
+        archive=archive,
+        database=database,
         first_byte_seconds=reader.first_byte_seconds,
         stream_seconds=reader.seconds,
         reader_waited_seconds=reader.waited_seconds,
         upload_seconds=time.monotonic() - reader.started,
     )
+
+
+def _finish(writer: ArchiveWriter, blocks: _Blocks) -> tuple[ArchiveSummary, DatabaseSummary]:
+    """Upload what is left and forget it: the page table of a large database is worth megabytes."""
+    result = writer.finish()
+    for part in result.tail:
+        blocks.add(part)
+    return result.archive, result.database
 
 
 class _Reader:
