@@ -30,7 +30,7 @@ ClusterOption = Annotated[
 BackupArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[BACKUP]", help="Name as 'list' prints it, its run, or a revision; default: the newest."
+        metavar="BACKUP", help="Name as 'list' prints it, its run, or a revision; default: the newest."
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -236,7 +236,7 @@ def get(  # noqa: PLR0917  typer reads the options from the signature
         str, typer.Argument(metavar="[CLUSTER/]BACKUP", help="As 'list' prints it, or 'latest'.")
     ],
     key: Annotated[
-        str, typer.Argument(metavar="[KEY|PREFIX]", help="Such as /registry/configmaps/default/.")
+        str, typer.Argument(metavar="KEY|PREFIX", help="Such as /registry/configmaps/default/.")
     ] = "",
     cluster: ClusterOption = None,
     raw: Annotated[

@@ -38,7 +38,14 @@ def _complete_operation(incomplete: str) -> list[tuple[str, str]]:
 
 def run(  # noqa: PLR0917  typer reads the options from the signature
     context: typer.Context,
-    operation: Annotated[str, typer.Argument(metavar="OPERATION", autocompletion=_complete_operation)],
+    operation: Annotated[
+        str,
+        typer.Argument(
+            metavar="OPERATION",
+            autocompletion=_complete_operation,
+            help="Such as backup, verify-backup, restore-drill, etcd-health, pause.",
+        ),
+    ],
     cluster: Annotated[
         str | None,
         typer.Option("--cluster", "-c", autocompletion=complete_cluster, help="Cluster to act on."),

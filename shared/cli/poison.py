@@ -24,7 +24,7 @@ QueueOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 IdsArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[ID]...", help="Ids, or their beginnings, as 'list' prints them."),
+    typer.Argument(metavar="ID", help="Ids, or their beginnings, as 'list' prints them."),
 ]
 AllOption = Annotated[bool, typer.Option("--all", help="Every message, or every one of --queue.")]
 
