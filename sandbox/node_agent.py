@@ -477,7 +477,8 @@ class NodeAgent:
         try:
             work(*arguments)
         except KubeError as error:
-            if error.status not in GONE:
+            # A patch that names the uid of a pod that has been replaced is told that the uid cannot change.
+            if error.status not in GONE and "metadata.uid" not in error.message:
                 self._note(error)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             # The API server is away; a kubelet tries again a little later.

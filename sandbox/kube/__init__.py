@@ -14,6 +14,7 @@ top, not part of this.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import shutil
 import socket
@@ -48,7 +49,7 @@ class LocalKubernetes:
         self.store = Store()
         self.api = KubeApi(self.store, self.clock)
         self.directory = Path(tempfile.mkdtemp(prefix="kubekeeper-kube-"))
-        # asyncio switches Nagle off only for sockets that say they are TCP; without that, an answer takes 40 ms.
+        # asyncio switches Nagle off only for sockets that say they are TCP; else each answer takes 40 ms.
         self._socket = socket.socket(proto=socket.IPPROTO_TCP)
         self._socket.bind(("127.0.0.1", 0))
         self.server = f"https://127.0.0.1:{self._socket.getsockname()[1]}"
@@ -152,4 +153,11 @@ class LocalKubernetes:
         )
 
     def _serve(self) -> None:
-        self._uvicorn.run(sockets=[self._socket])
+        asyncio.run(self._run())
+
+    async def _run(self) -> None:
+        await self._uvicorn.serve(sockets=[self._socket])
+        # A TLS connection is not closed before the other side has said so too: do not leave the loop to that.
+        for connection in list(self._uvicorn.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0.02)

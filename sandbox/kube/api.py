@@ -75,8 +75,8 @@ class KubeApi:
             is_lost = fault is not None and fault.lose_answer
             self._record(request, body, 0 if is_lost else response.status_code)
             if is_lost:
-                scope["extensions"] = {}
-                raise ConnectionAbortedError("this answer is lost on purpose")
+                _drop_connection(send)
+                return
             await response(scope, receive, send)
 
     def _answer(self, request: Request, body: bytes, fault: Fault | None) -> Response:
@@ -162,7 +162,7 @@ class KubeApi:
         metadata: Document = {"resourceVersion": str(page.revision)}
         if page.next_key is not None:
             metadata["continue"] = _encode_continue(page.revision, page.next_key)
-            if selection.labels is None and selection.fields is None:
+            if selection == Selection(target.namespace):
                 metadata["remainingItemCount"] = page.rest
         return page.records, metadata
 
@@ -385,6 +385,12 @@ class KubeApi:
             return since if self.store.changes(kind, since) else self.store.revision
 
 
+def _drop_connection(send: Send) -> None:
+    # ASGI has no word for this; `send` is a method of uvicorn's request cycle, which holds the transport.
+    cycle: Any = getattr(send, "__self__", None)
+    cycle.transport.abort()
+
+
 def parse_path(path: str) -> Target | None:
     """None for what is no object and no collection of a known kind."""
     parts = path.strip("/").split("/")
@@ -408,8 +414,8 @@ def parse_path(path: str) -> Target | None:
 
 def _selection(target: Target, query: Mapping[str, str]) -> Selection:
     labels = selectors.label_selector(query.get("labelSelector", ""))
-    fields = selectors.field_selector(query.get("fieldSelector", ""), target.kind)
-    return Selection(target.namespace, labels, fields)
+    fields, names = selectors.field_selector(query.get("fieldSelector", ""), target.kind)
+    return Selection(target.namespace, labels, fields, names)
 
 
 def _options(query: Mapping[str, str], body: bytes) -> Document:

@@ -67,7 +67,6 @@ POD_FIELDS = (
     "spec.serviceAccountName",
     "spec.hostNetwork",
     "status.phase",
-    "status.podIP",
     "status.nominatedNodeName",
 )
 EVENT_FIELDS = (

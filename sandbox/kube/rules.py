@@ -1,7 +1,8 @@
 """What the API server does to an object before it is stored: defaults, versions, what may not change.
 
 Plain functions of the kind, the objects and the time; each raises `RefusalError` in the real server's words.
-The stand-in fills in and checks what the automations and kubectl rely on; it is no validator of whole objects.
+The stand-in fills in and checks what the automations and kubectl rely on; it is
+no validator of whole objects.
 """
 
 from __future__ import annotations
@@ -189,8 +190,8 @@ def _check_fixed(kind: Kind, old: Document, new: Document) -> None:
         why = (
             "Forbidden: pod updates may not change fields other than `spec.containers[*].image`,"
             "`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only "
-            "additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 "
-            "if it was previously negative)"
+            "additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to "
+            "1 if it was previously negative)"
         )
         raise invalid(kind, name, "spec", why, reason="FieldValueForbidden")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from sandbox.kube.errors import bad_request
-from sandbox.kube.kinds import Kind
+from sandbox.kube.kinds import METADATA_FIELDS, Kind
 
 Labels: TypeAlias = Mapping[str, str]
 Matches: TypeAlias = Callable[[Labels], bool]
@@ -52,9 +52,10 @@ def match_labels(selector: Mapping[str, Any] | None) -> Matches | None:
     return all_of(tests)
 
 
-def field_selector(text: str, kind: Kind) -> Matches | None:
-    """The test that `fieldSelector=` stands for, asked of the object's selectable fields."""
-    tests = []
+def field_selector(text: str, kind: Kind) -> tuple[Matches | None, Matches | None]:
+    """The tests that `fieldSelector=` stands for: of the kind's own fields, and of name and namespace."""
+    tests: list[Matches] = []
+    names: list[Matches] = []
     for term in filter(None, text.split(",")):
         found = re.fullmatch(r"\s*([^=!\s]+)\s*(==|=|!=)\s*(.*?)\s*", term)
         if found is None:
@@ -62,13 +63,14 @@ def field_selector(text: str, kind: Kind) -> Matches | None:
         key, operator, value = found.groups()
         if key not in kind.selectable:
             raise bad_request(f"field label not supported: {key}")
-        tests.append(_field_is(key, value, operator != "!="))
-    return all_of(tests)
+        of_key = names if key in METADATA_FIELDS else tests
+        of_key.append(_field_is(key, value, operator != "!="))
+    return all_of(tests), all_of(names)
 
 
 def selectable_fields(kind: Kind, document: Mapping[str, Any]) -> dict[str, str]:
-    """What field selectors see of an object: each selectable field as text, unless that is empty."""
-    texts = ((name, _text(kind, document, name)) for name in kind.selectable)
+    """What field selectors see of an object besides its name: each field as text, unless that is empty."""
+    texts = ((name, _text(kind, document, name)) for name in kind.fields)
     return {name: text for name, text in texts if text}
 
 
