@@ -23,6 +23,7 @@ from shared.errors import ApiError, ConflictError, IntegrityError
 from shared.etcd_backup.archive import Chain
 from shared.etcd_backup.chain import open_chain
 from shared.etcd_backup.key_index import MOST_INDEX_BYTES, KeyCollector, encode_index
+from shared.etcd_backup.memory import return_large_buffers
 from shared.etcd_backup.policy import Encryption
 from shared.model.backup import Manifest, Verdict, VerdictState, Witness, key_index_name, verdict_name
 from shared.model.etcd import HashKV, format_id
@@ -137,6 +138,7 @@ class _Sha256:
 
 def read_back(chain: Chain, *, on_rows: RowSink | None = None) -> SnapshotReport:
     """One pass over the stored chain; raises IntegrityError where a frame cannot even be read."""
+    return_large_buffers()
     scan = SnapshotScan(newest=newest_of(chain), on_rows=on_rows, sha256=_Sha256())
     for piece in chain.stream():
         scan.feed(piece)

@@ -51,6 +51,30 @@ class World:
         )
         self.clients = Clock(self.environ)
 
+    def encode(self) -> str:
+        """What another process needs to work on the same world."""
+        return msgspec.json.encode(
+            {
+                "environ": self.environ,
+                "connection": self.connection,
+                "policy": self.policy,
+                "names": (self.name, self.container),
+            }
+        ).decode()
+
+    @staticmethod
+    def decode(text: str) -> World:
+        """The world that `encode` described."""
+        body = msgspec.json.decode(text)
+        environ = dict(body["environ"])
+        return World(
+            environ.pop("AzureWebJobsStorage"),
+            msgspec.convert(body["connection"], EtcdConnection),
+            environ,
+            msgspec.convert(body["policy"], EtcdBackupPolicy),
+            tuple(body["names"]),
+        )
+
     @property
     def cluster(self) -> Cluster:
         return Cluster(name=self.name, etcd=self.connection, etcd_backup=self.policy)
@@ -112,3 +136,46 @@ def only(outcomes: list[Outcome], kind: ActionKind) -> Outcome:
 
 def statuses(outcomes: list[Outcome]) -> list[tuple[str, str]]:
     return [(outcome.action.kind.value, outcome.status.value) for outcome in outcomes]
+
+
+DIED = 43
+"""Exit code of a worker that died at its step."""
+
+WRITES = ("stage_block", "commit_blocks", "create", "replace", "delete", "acquire_lease", "release_lease")
+
+
+def die_after(step: int, trace: Path) -> None:
+    """Let this process end, without any clean-up, right after its n-th write to the store."""
+    import os
+    import threading
+
+    lock, count = threading.Lock(), 0
+
+    def counting(name: str) -> Callable[..., Any]:
+        write = getattr(BlobStore, name)
+
+        def counted(self: BlobStore, *arguments: Any, **options: Any) -> Any:
+            nonlocal count
+            result = write(self, *arguments, **options)
+            with lock:
+                count += 1
+                if count == step:
+                    trace.write_text(name)
+                    os._exit(DIED)
+            return result
+
+        return counted
+
+    for name in WRITES:
+        setattr(BlobStore, name, counting(name))
+
+
+def main(step: int, trace: Path) -> None:
+    """One pass of the world described on stdin, which dies after write `step`."""
+    world = World.decode(sys.stdin.read())
+    die_after(step, trace)
+    world.reconcile()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))
