@@ -13,6 +13,7 @@ from sandbox.host.configuration import ConfigurationError, Function
 from sandbox.host.schedule import Ncrontab
 from sandbox.host.web import route_path
 from sandbox.tools import CHECKOUT
+from shared.runtime.automation import built
 
 HOST_JSON = configuration.read_host_json(CHECKOUT)
 EXAMPLE = json.loads((CHECKOUT / "local.settings.example.json").read_text())["Values"]
@@ -59,6 +60,13 @@ def test_a_timer_is_monitored_never_runs_at_start_up_and_takes_its_schedule_from
     assert trigger.get("useMonitor", True)
     schedule = Ncrontab(configuration.resolve(trigger["schedule"], EXAMPLE))
     assert schedule.is_monitored(datetime.now(UTC))
+
+
+def test_every_built_automation_has_a_queue_of_its_name_and_a_timer() -> None:
+    queues = {f.trigger["queueName"] for f in FUNCTIONS.values() if f.kind == "queue"}
+    timers = {name for name, function in FUNCTIONS.items() if function.kind == "timer"}
+    assert queues == {*built(), "operations"}
+    assert timers == {f"{name.replace('-', '_')}_timer" for name in built()}
 
 
 def test_no_queue_feeds_two_functions() -> None:
