@@ -4,27 +4,35 @@
         account = arm.add_storage_account("backups")
         client = StorageManagementClient(arm.credential(), arm.subscription, base_url=arm.url, ...)
 
-`core` is what all providers share, `storage` is Microsoft.Storage. What is and is not modelled stands in
-docs/reference/local-azure.md.
+`core` is what all providers share, `storage`, `compute`, `network` and `containerservice` are the providers,
+`capacity` is what a region can give, `truth` what is really so and never answered. What is and is not
+modelled stands in docs/reference/local-azure.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from sandbox.arm import storage
+from sandbox.arm import compute, storage
+from sandbox.arm.capacity import Capacity
+from sandbox.arm.compute.machines import change, create_machine, delete_machine, switch
 from sandbox.arm.core import Core
 from sandbox.arm.state import State
-from sandbox.asgi import Fault, Recorder, Server
+from sandbox.arm.truth import Corruption, Truth
+from sandbox.asgi import Fault, Recorder, Server, on
 from sandbox.clock import Clock
 from sandbox.identity import Credential, Directory
+from shared.model.resource_id import ResourceId, parse_resource_id
 
 SUBSCRIPTION = "30000000-0000-4000-8000-000000000003"
 GROUP = "kubekeeper"
+LOCATION = "westeurope"
+SIZE = "Standard_D4s_v5"
 METHODS = ["GET", "HEAD", "PUT", "PATCH", "POST", "DELETE"]
 
 
@@ -36,7 +44,7 @@ class LocalArm:
 
     def __init__(self, clock: Clock | None = None, directory: Directory | None = None) -> None:
         self.directory = directory or Directory()
-        self.core = Core(clock or Clock(), self.directory, storage.types())
+        self.core = Core(clock or Clock(), self.directory, [*storage.types(), *compute.types()])
         self.core.add_group(SUBSCRIPTION, GROUP)
         self.recorder = Recorder(
             Starlette(routes=[Route("/{path:path}", self.core.__call__, methods=METHODS)])
@@ -53,6 +61,111 @@ class LocalArm:
     def fault(self, fault: Fault) -> None:
         """Something to go wrong with requests to come; see `sandbox.asgi.Fault`."""
         self.recorder.faults.append(fault)
+
+    # --- the world, made without requests ---
+
+    @property
+    def capacity(self) -> Capacity:
+        """Sizes, quota, and shortages to be scripted."""
+        return self.core.state.capacity
+
+    @property
+    def truth(self) -> Truth:
+        """What is really so; settled first, so that it is up to date."""
+        self.core.settle()
+        return self.core.state.truth
+
+    @property
+    def corruptions(self) -> list[Corruption]:
+        return self.truth.corruptions
+
+    def id_of(self, kind: str, *names: str, group: str = GROUP) -> str:
+        """`id_of("Microsoft.Compute/virtualMachines", "a")`; nested types take a name for each part."""
+        namespace, *types = kind.split("/")
+        return str(ResourceId(SUBSCRIPTION, group, namespace, tuple(types), names))
+
+    def put(self, resource_id: str, body: dict[str, Any]) -> str:
+        """What a PUT would make, at once, unrecorded, without limits or scripted faults; returns the id."""
+        self.core.do("PUT", resource_id, body)
+        return resource_id
+
+    def add_disk(self, name: str, *, size_gb: int = 10, zone: str = "", shares: int = 1, **tags: str) -> str:
+        """An empty Premium SSD, unattached."""
+        properties: dict[str, Any] = {"creationData": {"createOption": "Empty"}, "diskSizeGB": size_gb}
+        properties |= {"maxShares": shares} if shares > 1 else {}
+        body: dict[str, Any] = {"location": LOCATION, "sku": {"name": "Premium_LRS"}, "tags": tags}
+        body |= {"zones": [zone]} if zone else {}
+        return self.put(self.id_of("Microsoft.Compute/disks", name), {**body, "properties": properties})
+
+    def add_vm(
+        self, name: str, *, size: str = SIZE, zone: str = "", disks: Iterable[str] = (), **properties: Any
+    ) -> str:
+        """A running machine with these disks at LUN 0 and up."""
+        data = [
+            {"lun": lun, "createOption": "Attach", "managedDisk": {"id": disk}}
+            for lun, disk in enumerate(disks)
+        ]
+        body: dict[str, Any] = {"location": LOCATION} | ({"zones": [zone]} if zone else {})
+        body["properties"] = {
+            "hardwareProfile": {"vmSize": size},
+            "storageProfile": {"dataDisks": data},
+            **properties,
+        }
+        return self.put(self.id_of("Microsoft.Compute/virtualMachines", name), body)
+
+    def add_scale_set(
+        self,
+        name: str,
+        capacity: int,
+        *,
+        size: str = SIZE,
+        zones: Iterable[str] = (),
+        flexible: bool = False,
+        group: str = GROUP,
+        tags: dict[str, str] | None = None,
+        **properties: Any,
+    ) -> str:
+        """A set with that many running instances."""
+        body: dict[str, Any] = {"location": LOCATION, "sku": {"name": size, "capacity": capacity}}
+        body |= {"zones": list(zones)} if zones else {}
+        mode = "Flexible" if flexible else "Uniform"
+        profile = {"virtualMachineProfile": {"osProfile": {"computerNamePrefix": name}}}
+        body |= {"tags": tags or {}, "properties": {"orchestrationMode": mode, **profile, **properties}}
+        return self.put(self.id_of("Microsoft.Compute/virtualMachineScaleSets", name, group=group), body)
+
+    def attach(self, machine: str, disk: str, lun: int) -> None:
+        body = {"dataDisksToAttach": [{"diskId": disk, "lun": lun}]}
+        self.core.do("POST", machine, body, "attachDetachDataDisks")
+
+    def detach(self, machine: str, disk: str) -> None:
+        body = {"dataDisksToDetach": [{"diskId": disk}]}
+        self.core.do("POST", machine, body, "attachDetachDataDisks")
+
+    def replace_vm(self, machine: str) -> str:
+        """Delete the machine and make another of the same name, size and place, running, without its data
+        disks; returns the new vmId.
+        """
+        with self.core.lock:
+            old = self.core.state.resources[machine.lower()]
+            where = parse_resource_id(old.id)
+            delete_machine(self.core, old.id)
+            wanted = {k: v for k, v in old.body["properties"].items() if k not in ("storageProfile", "vmId")}
+            new = create_machine(
+                self.core, where, {**old.body, "properties": wanted}, old.body.get("zones") or []
+            )
+            self.core.state.store(where, {**old.body, **new.body}, {**old.hidden, "attaching": []})
+            switch(self.core, old.id, "running")
+            body = change(self.core, old.id, {"provisioningState": "Succeeded"}).body
+            return str(body["properties"]["vmId"])
+
+    def lose_disk(self, disk: str) -> None:
+        """The disk is gone although a machine lists it."""
+        self.core.state.remove(parse_resource_id(disk))
+
+    def changing(self, work: Callable[[], object], method: str, path: str, *, after: bool = False) -> None:
+        """Do `work` just before (or just after) the next matching request is worked on."""
+        done = {"after": work} if after else {"before": work}
+        self.fault(Fault(on(method, path), **done))  # type: ignore[arg-type]
 
     def add_storage_account(self, name: str, **properties: object) -> str:
         """An account as `az storage account create` leaves it, with these properties besides; returns its

@@ -202,7 +202,7 @@ class ResourceType:
 
 @dataclass(frozen=True)
 class Limit:
-    """A resource provider's: `capacity` calls at once, refilled by `per_second`; `code` is that of its 429."""
+    """Of a resource provider: `capacity` calls at once, refilled by `per_second`; `code` is its 429's."""
 
     name: str
     capacity: float
@@ -677,6 +677,31 @@ class Core:
         """Visible operations on exactly this resource that have not ended."""
         running = self._running.values()
         return [work for work in running if work.visible and work.resource.lower() == resource_id.key]
+
+    def supersede(self, operation: Operation, error: Document = PREEMPTED) -> None:
+        """A later write takes over what this one was doing."""
+        self._end(operation, "Canceled", error)
+
+    def do(self, method: str, resource_id: ResourceId | str, body: Any = None, action: str = "") -> Answer:
+        """What a request would do, at once and without HTTP, limits and scripts: the service itself, or a
+        person whom nobody records.
+        """
+        if isinstance(resource_id, str):
+            resource_id = parse_resource_id(resource_id)
+        known = self.types[resource_id.type.lower()]
+        with self.lock:
+            kept = self.operation_seconds, self.latencies, self.endings
+            self.operation_seconds, self.latencies, self.endings = 0.0, None, []
+            try:
+                self.settle()
+                version = max(known.api_versions)
+                call = Call(self, method, resource_id, known, {}, {}, body, version, "", "", action.lower())
+                work = known.actions[action.lower()] if action else getattr(known, method.lower())
+                answer: Answer = work(call)
+                self.settle()
+            finally:
+                self.operation_seconds, self.latencies, self.endings = kept
+        return answer
 
     def settle(self) -> None:
         """End every operation whose time has come, in the order of their ends."""

@@ -102,9 +102,12 @@ class State:
 
     def remove(self, resource_id: ResourceId) -> None:
         """The resource and all its parts."""
-        prefix = resource_id.key + "/"
-        for key in [key for key in self.resources if key == resource_id.key or key.startswith(prefix)]:
+        kind, prefix = resource_id.type.lower() + "/", resource_id.key + "/"
+        parts = [keys for name, keys in self._types.items() if name.startswith(kind)]
+        for key in [key for keys in parts for key in keys if key.startswith(prefix)]:
             self._set(key, None)
+        if resource_id.key in self.resources:
+            self._set(resource_id.key, None)
 
     def of_type(self, resource_type: str, scope: str = "") -> Iterator[Resource]:
         """Resources of exactly this type under `scope` (an id prefix), by id."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+import local_arm
 import pytest
 from azure.core.exceptions import (
     ClientAuthenticationError,
@@ -16,6 +17,7 @@ from azure.core.exceptions import (
 )
 from azure.mgmt.storage import StorageManagementClient
 from azure.mgmt.storage import models as m
+from local_arm import SCOPE, code_of, unknown_fields
 
 from sandbox.arm import LocalArm
 from sandbox.arm.core import Ending
@@ -24,7 +26,6 @@ from sandbox.clock import Clock
 from shared.clients.azure import bearer_token_policy
 
 GROUP = LocalArm.group
-SCOPE = "https://management.azure.com/.default"
 
 
 @pytest.fixture(scope="module")
@@ -46,41 +47,13 @@ def client(arm: LocalArm) -> Iterator[StorageManagementClient]:
 
 
 def connect(arm: LocalArm, **options: object) -> StorageManagementClient:
-    return StorageManagementClient(
-        arm.credential(),
-        arm.subscription,
-        base_url=arm.url,
-        authentication_policy=bearer_token_policy(arm.credential(), SCOPE),
-        **{"polling_interval": 0.02, "retry_total": 0, **options},
-    )
+    return local_arm.connect(arm, StorageManagementClient, **options)
 
 
 def new_account(**properties: object) -> m.StorageAccountCreateParameters:
     return m.StorageAccountCreateParameters(
         sku=m.Sku(name="Standard_ZRS"), kind="StorageV2", location="westeurope", tags={"a": "b"}, **properties
     )
-
-
-def code_of(error: HttpResponseError) -> tuple[int | None, str]:
-    assert error.error is not None
-    return error.status_code, error.error.code
-
-
-def unknown_fields(value: object, path: str = "") -> list[str]:
-    """Names in an answer that the SDK's model does not know: a sign that the stand-in made them up."""
-    found: list[str] = []
-    if isinstance(value, list):
-        for item in value:
-            found += unknown_fields(item, path)
-    fields = getattr(type(value), "_attr_to_rest_field", None)
-    if fields is not None:
-        known = {field._rest_name: name for name, field in fields.items()}
-        for name in value.keys():  # noqa: SIM118 - a model, not a dict
-            if name not in known:
-                found.append(f"{path}.{name}")
-            else:
-                found += unknown_fields(getattr(value, known[name]), f"{path}.{name}")
-    return found
 
 
 def test_an_account_lives_its_life(arm: LocalArm, client: StorageManagementClient) -> None:
