@@ -136,6 +136,7 @@ class _Node:
     pods: dict[str, Pod] = field(default_factory=dict)
     volumes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Unique volume names by pod key."""
+    has_reported_volumes: bool = False
     addresses: dict[str, str] = field(default_factory=dict)
     """By pod uid."""
 
@@ -260,6 +261,8 @@ class NodeAgent:
         self._client.patch(
             f"/api/v1/nodes/{name}/status", {"status": {"conditions": conditions}}, STRATEGIC_PATCH
         )
+        if node.has_reported_volumes:
+            self._report_volumes(node)
         with self._lock:
             pods = list(node.pods.values())
         for pod in pods:
@@ -447,6 +450,7 @@ class NodeAgent:
     def _report_volumes(self, node: _Node) -> None:
         in_use = sorted({name for names in list(node.volumes.values()) for name in names})
         change = [{"op": "add", "path": "/status/volumesInUse", "value": in_use}]
+        node.has_reported_volumes = True
         self._client.patch(f"/api/v1/nodes/{node.name}/status", change, JSON_PATCH)
 
     # Work to be done at a time

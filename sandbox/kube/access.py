@@ -12,6 +12,7 @@ from sandbox.kube.kinds import Kind
 from sandbox.kube.store import Document, Selection, Store
 
 ADMINISTRATORS = "system:masters"
+REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _GROUP = "rbac.authorization.k8s.io"
 _BINDINGS = (kinds.named("rolebindings", _GROUP), kinds.named("clusterrolebindings", _GROUP))
 _ROLES = {"Role": kinds.named("roles", _GROUP), "ClusterRole": kinds.named("clusterroles", _GROUP)}
@@ -81,6 +82,22 @@ def may(store: Store, user: User, attempt: Attempt) -> bool:
     if ADMINISTRATORS in user.groups:
         return True
     return any(_allows(rule, attempt) for rule in _rules(store, user, attempt.namespace))
+
+
+def review(store: Store, user: User, question: Document) -> Document:
+    """A SelfSubjectAccessReview, answered."""
+    asked = (question.get("spec") or {}).get("resourceAttributes") or {}
+    subresource = asked.get("subresource")
+    resource = asked.get("resource", "") + (f"/{subresource}" if subresource else "")
+    attempt = Attempt(
+        asked.get("verb", ""),
+        asked.get("group", ""),
+        resource,
+        asked.get("namespace", ""),
+        asked.get("name", ""),
+    )
+    head = {"kind": "SelfSubjectAccessReview", "apiVersion": "authorization.k8s.io/v1", "metadata": {}}
+    return {**head, "spec": question.get("spec") or {}, "status": {"allowed": may(store, user, attempt)}}
 
 
 def _rules(store: Store, user: User, namespace: str) -> Iterator[Document]:

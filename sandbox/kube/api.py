@@ -102,6 +102,8 @@ class KubeApi:
     def handle(self, request: Request, body: bytes) -> Response:
         """One request, answered; RefusalError for what is not allowed."""
         user = self.tokens.user(request.headers.get("authorization", ""))
+        if (request.method, request.url.path) == ("POST", access.REVIEWS):
+            return _response(access.review(self.store, user, _decode(body)), 201)
         target = parse_path(request.url.path)
         if target is None:
             document = discovery.document(request.url.path)

@@ -6,11 +6,14 @@ What these tests say is what the automations rely on. Where the targets differ, 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from contracts.report import Outcomes
 from contracts.target import RealTarget, StandIn, Target, eventually, taints
 
 from sandbox.controlplane import AssetsMissingError, ControlPlane, find_assets
@@ -18,6 +21,7 @@ from sandbox.kube import LocalKubernetes
 from sandbox.node_agent import NodeAgent
 
 NODE_GRACE_PERIOD = timedelta(seconds=6)
+OUTCOMES = pytest.StashKey[Outcomes]()
 REAL = pytest.param("real", marks=pytest.mark.e2e)
 
 
@@ -29,6 +33,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("e2e"):
                 item.add_marker(pytest.mark.skip(reason=str(missing)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Notes which contracts hold on which target."""
+    report = yield
+    parameters = (
+        item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    )
+    if "target" in parameters and (report.when == "call" or report.failed):
+        item.session.stash.setdefault(OUTCOMES, Outcomes()).add(
+            item.path.stem, item.originalname, parameters["target"], is_passed=report.passed
+        )
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Writes the list of contracts where CONTRACTS_REPORT says, if all of them hold."""
+    page = os.environ.get("CONTRACTS_REPORT")
+    if page and exitstatus == pytest.ExitCode.OK and OUTCOMES in session.stash:
+        Path(page).write_text(session.stash[OUTCOMES].page(find_assets().resolve().name))
 
 
 @pytest.fixture(scope="session")

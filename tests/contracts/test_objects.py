@@ -14,14 +14,24 @@ def with_label(document: Document) -> Document:
     return document | {"metadata": document["metadata"] | {"labels": {"a": "1"}}}
 
 
+def bind(target: Target, roles: str, name: str) -> None:
+    """Binds the user of that name to the role of that name."""
+    group = "rbac.authorization.k8s.io"
+    binding = {
+        "metadata": {"name": name},
+        "roleRef": {"apiGroup": group, "kind": "Role", "name": name},
+        "subjects": [{"apiGroup": group, "kind": "User", "name": name}],
+    }
+    target.client.create(f"{roles}/rolebindings", binding)
+
+
 def test_a_created_object_carries_identity_and_version(target: Target, unique: str) -> None:
-    created = target.client.create(NODES, bare_node(unique))
+    created = target.client.create(ATTACHMENTS, attachment(unique))
     metadata = created["metadata"]
-    assert created["kind"] == "Node" and created["apiVersion"] == "v1"
-    assert (
-        metadata["uid"] and metadata["resourceVersion"].isdigit() and metadata["creationTimestamp"][-1] == "Z"
-    )
-    assert target.client.get(f"{NODES}/{unique}") == created
+    assert (created["kind"], created["apiVersion"]) == ("VolumeAttachment", "storage.k8s.io/v1")
+    assert metadata["uid"] and metadata["resourceVersion"].isdigit()
+    assert metadata["creationTimestamp"].endswith("Z")
+    assert target.client.get(f"{ATTACHMENTS}/{unique}") == created
 
 
 def test_a_second_object_of_the_same_name_is_refused(target: Target, unique: str) -> None:
@@ -241,15 +251,7 @@ def test_a_role_allows_what_it_says_and_no_more(target: Target, namespace: str, 
     roles = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}"
     rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]}]
     target.client.create(f"{roles}/roles", {"metadata": {"name": unique}, "rules": rules})
-    group = "rbac.authorization.k8s.io"
-    target.client.create(
-        f"{roles}/rolebindings",
-        {
-            "metadata": {"name": unique},
-            "roleRef": {"apiGroup": group, "kind": "Role", "name": unique},
-            "subjects": [{"apiGroup": group, "kind": "User", "name": unique}],
-        },
-    )
+    bind(target, roles, unique)
     user = target.client_of(unique)
     pods = f"/api/v1/namespaces/{namespace}/pods"
     assert user.get(pods)["items"] == []
@@ -261,3 +263,21 @@ def test_a_role_allows_what_it_says_and_no_more(target: Target, namespace: str, 
     )
     error = refusal(user.delete, f"{pods}/a")
     assert error.message.startswith(f'pods "a" is forbidden: User "{unique}" cannot delete resource "pods"')
+
+
+def test_a_user_may_ask_what_it_may(target: Target, namespace: str, unique: str) -> None:
+    roles = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}"
+    rules = [{"apiGroups": [""], "resources": ["pods/eviction"], "verbs": ["create"]}]
+    target.client.create(f"{roles}/roles", {"metadata": {"name": unique}, "rules": rules})
+    bind(target, roles, unique)
+    user = target.client_of(unique, "system:authenticated")
+
+    def may(**attributes: str) -> bool:
+        review = {"spec": {"resourceAttributes": {"namespace": namespace, "resource": "pods"} | attributes}}
+        return user.create("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)["status"][
+            "allowed"
+        ]
+
+    assert may(verb="create", subresource="eviction")
+    assert not may(verb="create")
+    assert not may(verb="create", subresource="eviction", namespace="default")
