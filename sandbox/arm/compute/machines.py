@@ -19,6 +19,7 @@ from shared.model.resource_id import ResourceId, parse_resource_id
 POWERED_OFF = frozenset({"stopped", "deallocated"})
 FORCED = {"code": "DataDisksForceDetached", "message": "A forced detach of data disks preempted this."}
 FAULT_DOMAINS = 3
+DISK_NOT_FOUND = "DiskNotFound"
 
 
 # --- reading a machine ---
@@ -235,13 +236,14 @@ class DiskPlan:
             )
             raise ArmError(409, "OperationNotAllowed", message, target="dataDisks")
 
-    def missing(self) -> Document | None:
-        """A managed disk in the list that is gone fails the whole write, later."""
-        for entry in self.entries:
-            disk = disk_id_of(entry)
-            if disk.startswith("/") and not entry.get("toBeDetached") and self.core.state.find(disk) is None:
-                return {"code": "DiskNotFound", "message": f"Disk {disk} is not found."}
-        return None
+
+def missing_disk(core: Core, machine: Resource) -> Document | None:
+    """A managed disk in the list that is gone fails every write of its machine, later."""
+    for entry in data_disks(machine):
+        disk = disk_id_of(entry)
+        if disk.startswith("/") and not entry.get("toBeDetached") and core.state.find(disk) is None:
+            return {"code": DISK_NOT_FOUND, "message": f"Disk {disk} is not found."}
+    return None
 
 
 # --- the types ---
@@ -391,7 +393,7 @@ class Machines(ResourceType):
             attaching=[*(machine.hidden.get("attaching") or []), *plan.new],
         )
         effect = {"do": "apply", "result": "storageProfile"}
-        return self._begin(call, effect, error=plan.missing(), forced=forced)
+        return self._begin(call, effect, forced=forced)
 
     def plan(self, call: Call, machine: Resource, wanted: list[Document]) -> DiskPlan:
         zones = machine.body.get("zones") or []
@@ -416,6 +418,8 @@ class Machines(ResourceType):
     ) -> Answer:
         """Accept the work, superseding what is running on this machine."""
         machine = call.existing()
+        if effect["do"] != "delete":
+            error = error or missing_disk(call.core, machine)
         verb = verb or ("forceDetach" if forced else call.action or call.method.lower())
         operation, headers = call.core.begin(
             call,
@@ -528,7 +532,6 @@ class VirtualMachines(Machines):
         self._check_references(call, properties)
         machine = create_machine(call.core, call.id, document, zones)
         effect = {"do": "power", "power": "running", "from": "unknown"}
-        plan_error = None
         wanted = (properties.get("storageProfile") or {}).get("dataDisks") or []
         if wanted:
             try:
@@ -536,9 +539,8 @@ class VirtualMachines(Machines):
             except ArmError:
                 delete_machine(call.core, machine.id)
                 raise
-            plan_error = plan.missing()
             change(call.core, machine, {"storageProfile": {"dataDisks": plan.entries}}, attaching=plan.new)
-        return self._begin(call, effect, error=error or plan_error, answer=201)
+        return self._begin(call, effect, error=error, answer=201)
 
     def _check_references(self, call: Call, properties: Document) -> None:
         """Interfaces and availability set must exist; an interface has one machine."""
@@ -564,18 +566,18 @@ class VirtualMachines(Machines):
         if "storageProfile" in properties:
             profile = {n: v for n, v in (properties["storageProfile"] or {}).items() if n != "dataDisks"}
             properties["storageProfile"] = profile
-        error, forced, attaching = None, False, list(existing.hidden.get("attaching") or [])
+        forced, attaching = False, list(existing.hidden.get("attaching") or [])
         if wanted is not None:
             forced = any(entry.get("detachOption") == "ForceDetach" for entry in wanted)
             if [disk_key(e) for e in wanted] != [disk_key(e) for e in data_disks(existing)]:
                 refuse_disk_writes(existing, forced)
             plan = self.plan(call, existing, wanted)
-            error, attaching = plan.missing(), [*attaching, *plan.new]
+            attaching = [*attaching, *plan.new]
             properties.setdefault("storageProfile", {})["dataDisks"] = plan.entries
         body = merged(existing.body, {"properties": {**properties, "provisioningState": "Updating"}})
         body |= {n: document[n] for n in ("tags", "identity") if document.get(n) is not None}
         call.state.store(call.id, body, {**existing.hidden, "attaching": attaching})
-        return self._begin(call, {"do": "apply"}, error=error, forced=forced, answer=status)
+        return self._begin(call, {"do": "apply"}, forced=forced, answer=status)
 
 
 READ_ONLY = frozenset({"provisioningState", "vmId", "timeCreated", "instanceView", "virtualMachineScaleSet"})
@@ -691,10 +693,14 @@ def refuse_if_deleting(machine: Resource) -> None:
 
 
 def refuse_disk_writes(machine: Resource, forced: bool) -> None:
-    """A machine in failed state refuses disks until it is repaired (empty PATCH, reapply); force passes."""
+    """A machine in failed state refuses disks until it is repaired (empty PATCH, reapply); force passes, and
+    a failure that a missing disk causes is repaired by detaching that disk.
+    """
     refuse_if_deleting(machine)
     name = parse_resource_id(machine.id).name
-    if machine.body["properties"]["provisioningState"] == "Failed" and not forced:
+    code = (machine.hidden.get("failure") or {}).get("code")
+    failed = machine.body["properties"]["provisioningState"] == "Failed" and code != DISK_NOT_FOUND
+    if failed and not forced:
         message = f"Disk operations are not allowed since the VM '{name}' is in failed state."
         raise ArmError(409, "OperationNotAllowed", message)
     if machine.hidden.get("hibernated"):
