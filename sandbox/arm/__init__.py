@@ -18,10 +18,11 @@ from typing import Any, Self
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from sandbox.arm import compute, storage
+from sandbox.arm import compute, network, storage
 from sandbox.arm.capacity import Capacity
 from sandbox.arm.compute.machines import change, create_machine, delete_machine, switch
 from sandbox.arm.core import Core
+from sandbox.arm.gateway import new_gateway
 from sandbox.arm.state import State
 from sandbox.arm.truth import Corruption, Truth
 from sandbox.asgi import Fault, Recorder, Server, on
@@ -44,7 +45,9 @@ class LocalArm:
 
     def __init__(self, clock: Clock | None = None, directory: Directory | None = None) -> None:
         self.directory = directory or Directory()
-        self.core = Core(clock or Clock(), self.directory, [*storage.types(), *compute.types()])
+        self.core = Core(
+            clock or Clock(), self.directory, [*storage.types(), *compute.types(), *network.types()]
+        )
         self.core.add_group(SUBSCRIPTION, GROUP)
         self.recorder = Recorder(
             Starlette(routes=[Route("/{path:path}", self.core.__call__, methods=METHODS)])
@@ -132,6 +135,24 @@ class LocalArm:
         profile = {"virtualMachineProfile": {"osProfile": {"computerNamePrefix": name}}}
         body |= {"tags": tags or {}, "properties": {"orchestrationMode": mode, **profile, **properties}}
         return self.put(self.id_of("Microsoft.Compute/virtualMachineScaleSets", name, group=group), body)
+
+    def add_nic(self, name: str) -> str:
+        subnet = self.id_of("Microsoft.Network/virtualNetworks/subnets", "vnet", "nodes")
+        configuration = {"name": "ipconfig1", "properties": {"subnet": {"id": subnet}}}
+        body = {"location": LOCATION, "properties": {"ipConfigurations": [configuration]}}
+        return self.put(self.id_of("Microsoft.Network/networkInterfaces", name), body)
+
+    def add_gateway(self, name: str, **changes: Any) -> str:
+        """A running gateway with a public address and one rule, as it is made before anyone manages it;
+        `changes` replace whole properties.
+        """
+        gateway = self.id_of("Microsoft.Network/applicationGateways", name)
+        public = self.put(
+            self.id_of("Microsoft.Network/publicIPAddresses", f"{name}-ip"),
+            {"location": LOCATION, "sku": {"name": "Standard"}},
+        )
+        body = {"location": LOCATION, "properties": new_gateway(gateway, public) | changes}
+        return self.put(gateway, body)
 
     def attach(self, machine: str, disk: str, lun: int) -> None:
         body = {"dataDisksToAttach": [{"diskId": disk, "lun": lun}]}
