@@ -18,10 +18,10 @@ from typing import Any, Self
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from sandbox.arm import compute, network, storage
+from sandbox.arm import compute, containerservice, network, storage
 from sandbox.arm.capacity import Capacity
 from sandbox.arm.compute.machines import change, create_machine, delete_machine, switch
-from sandbox.arm.core import Core
+from sandbox.arm.core import Core, ResourceType
 from sandbox.arm.gateway import new_gateway
 from sandbox.arm.state import State
 from sandbox.arm.truth import Corruption, Truth
@@ -37,6 +37,11 @@ SIZE = "Standard_D4s_v5"
 METHODS = ["GET", "HEAD", "PUT", "PATCH", "POST", "DELETE"]
 
 
+def types() -> list[ResourceType]:
+    """Of all providers."""
+    return [*storage.types(), *compute.types(), *network.types(), *containerservice.types()]
+
+
 class LocalArm:
     """A running service with one subscription and resource group; `core.state` may be read and changed."""
 
@@ -45,9 +50,7 @@ class LocalArm:
 
     def __init__(self, clock: Clock | None = None, directory: Directory | None = None) -> None:
         self.directory = directory or Directory()
-        self.core = Core(
-            clock or Clock(), self.directory, [*storage.types(), *compute.types(), *network.types()]
-        )
+        self.core = Core(clock or Clock(), self.directory, types())
         self.core.add_group(SUBSCRIPTION, GROUP)
         self.recorder = Recorder(
             Starlette(routes=[Route("/{path:path}", self.core.__call__, methods=METHODS)])
@@ -153,6 +156,17 @@ class LocalArm:
         )
         body = {"location": LOCATION, "properties": new_gateway(gateway, public) | changes}
         return self.put(gateway, body)
+
+    def add_cluster(self, name: str, **pools: int) -> str:
+        """An AKS cluster with pools of that many nodes: `add_cluster("prod", system=2, agents=3)`; the first
+        is the system pool. More about a pool: `put` its id.
+        """
+        cluster = self.put(self.id_of(containerservice.CLUSTERS, name), {"location": LOCATION})
+        for number, (pool, count) in enumerate(pools.items()):
+            mode = "User" if number else "System"
+            properties = {"count": count, "vmSize": SIZE, "mode": mode, "availabilityZones": ["1", "2", "3"]}
+            self.put(f"{cluster}/agentPools/{pool}", {"properties": properties})
+        return cluster
 
     def attach(self, machine: str, disk: str, lun: int) -> None:
         body = {"dataDisksToAttach": [{"diskId": disk, "lun": lun}]}

@@ -1,8 +1,8 @@
 """Application Gateways: one large document each, written as a whole.
 
-A PUT is checked (`gateway_rules`), stored at once and takes effect when its operation ends; a later PUT cancels
-an earlier one. `hidden["serving"]` is the document that traffic meets. Secrets of certificates are kept and
-never answered; a PUT without them keeps them.
+A PUT is checked (`gateway_rules`), stored at once and takes effect when its operation ends; a later PUT
+cancels an earlier one. `hidden["serving"]` is the document that traffic meets. Secrets of certificates are
+kept and never answered; a PUT without them keeps them.
 
 Settings (`core.settings`): `gateway_if_match` (default True: If-Match is honoured, which nobody outside has
 verified), `gateway_updating_seconds` (after which provisioningState says Succeeded although the operation is
@@ -33,7 +33,8 @@ SUPERSEDED = {
     "code": "CanceledAndSupersededDueToAnotherOperation",
     "message": "Operation was canceled and superseded by another operation.",
 }
-STATELESS = frozenset({"redirectConfigurations", "loadDistributionPolicies"})  # no provisioningState
+STATELESS = frozenset({"redirectConfigurations"})  # no provisioningState
+TYPELESS = frozenset({"rewriteRuleSets"})
 SECRETS = ("data", "password")
 
 
@@ -327,7 +328,8 @@ def _shown(part: Document, collection: str, etag: str, state: str) -> Document:
         inside = {**inside, "pathRules": rules}
     if collection not in STATELESS:
         inside = {**inside, "provisioningState": state}
-    return {**part, "etag": etag, "properties": inside}
+    shown = {**part, "etag": etag, "properties": inside}
+    return {n: v for n, v in shown.items() if n != "type"} if collection in TYPELESS else shown
 
 
 def _health(core: Core, gateway: Resource) -> Document:
