@@ -183,6 +183,8 @@ class LocalArm:
         with self.core.lock:
             old = self.core.state.resources[machine.lower()]
             where = parse_resource_id(old.id)
+            for operation in self.core.running_on(where):
+                self.core.supersede(operation)
             delete_machine(self.core, old.id)
             wanted = {k: v for k, v in old.body["properties"].items() if k not in ("storageProfile", "vmId")}
             new = create_machine(

@@ -682,16 +682,26 @@ class Core:
         """A later write takes over what this one was doing."""
         self._end(operation, "Canceled", error)
 
-    def do(self, method: str, resource_id: ResourceId | str, body: Any = None, action: str = "") -> Answer:
-        """What a request would do, at once and without HTTP, limits and scripts: the service itself, or a
-        person whom nobody records.
+    def do(
+        self,
+        method: str,
+        resource_id: ResourceId | str,
+        body: Any = None,
+        action: str = "",
+        *,
+        at_once: bool = True,
+    ) -> Answer:
+        """A request without HTTP, limits and recording: what the service does itself, or somebody else.
+
+        With `at_once` its operation has ended, and well, when this returns; else it takes the time it takes.
         """
         if isinstance(resource_id, str):
             resource_id = parse_resource_id(resource_id)
         known = self.types[resource_id.type.lower()]
         with self.lock:
             kept = self.operation_seconds, self.latencies, self.endings
-            self.operation_seconds, self.latencies, self.endings = 0.0, None, []
+            if at_once:
+                self.operation_seconds, self.latencies, self.endings = 0.0, None, []
             try:
                 self.settle()
                 version = max(known.api_versions)

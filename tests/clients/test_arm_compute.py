@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from random import Random
 
 import pytest
 from azure.core import MatchConditions
@@ -16,7 +17,9 @@ from local_arm import code_of, connect, unknown_fields
 
 from sandbox.arm import LocalArm
 from sandbox.arm.capacity import Shortage
-from sandbox.arm.core import Ending, Latencies
+from sandbox.arm.compute.disks import claims_on, owners_of
+from sandbox.arm.compute.machines import data_disks, disk_id_of
+from sandbox.arm.core import ArmError, Ending, Latencies
 from sandbox.asgi import Fault, on
 from sandbox.clock import Clock
 
@@ -954,6 +957,67 @@ def test_the_whole_world_can_be_saved_and_loaded(arm: LocalArm, client: ComputeM
     arm.core.clock.advance(60)
     assert client.disks.get(GROUP, "d").managed_by is None
     assert len(arm.corruptions) == 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_happens_disks_and_machines_agree_in_the_end(seed: int) -> None:
+    """Random writes, power changes, deletions and failures, overlapping in time."""
+    random = Random(seed)
+    arm = LocalArm(Clock(datetime(2026, 11, 23, tzinfo=UTC)))
+    arm.core.latencies = Latencies({"virtualMachines": 40.0, "disks": 5.0}, seed=seed)
+    arm.core.settings["disk_linger_seconds"] = 42
+    disks = [arm.add_disk(f"d{number}", shares=2 if number == 0 else 1) for number in range(5)]
+    machines = [arm.add_vm(f"m{number}") for number in range(3)]
+    scale_set = arm.add_scale_set("pool", 2)
+    machines += [f"{scale_set}/virtualMachines/{number}" for number in range(2)]
+    refused = done = 0
+    for _ in range(400):
+        machine, disk = random.choice(machines), random.choice(disks)
+        force = {"detachOption": "ForceDetach"} if random.random() < 0.3 else {}
+        attach = {"dataDisksToAttach": [{"diskId": disk, "lun": random.randrange(3)}]}
+        detach = {"dataDisksToDetach": [{"diskId": disk, **force}]}
+        action, body = random.choice(
+            [("attachDetachDataDisks", attach), ("attachDetachDataDisks", detach)] * 3
+            + [("powerOff", None), ("deallocate", None), ("start", None), ("reapply", None)]
+        )
+        if random.random() < 0.1:
+            status = random.choice(["Failed", "Canceled"])
+            arm.core.endings.append(Ending(status=status, applied=random.random() < 0.5))
+        try:
+            if random.random() < 0.03 and "scaleSets" not in machine:
+                arm.replace_vm(machine)
+            else:
+                arm.core.do("POST", machine, body, action, at_once=False)
+            done += 1
+        except ArmError as error:
+            assert error.code in EXPECTED, error
+            refused += 1
+        arm.core.clock.advance(random.choice([0, 0, 5, 30, 120]))
+    arm.core.clock.advance(10_000)
+    arm.core.endings.clear()
+    for machine in machines:
+        arm.core.do("POST", machine, None, "reapply")
+    arm.core.clock.advance(10_000)
+    state = arm.core.state
+    owned = {(d, owner) for d in disks for owner in owners_of(state.resources[d.lower()])}
+    listed = {(disk_id_of(e), m) for m in machines for e in data_disks(state.resources[m.lower()])}
+    assert owned == listed
+    assert listed
+    assert [claims_on(state.resources[d.lower()]) for d in disks] == [
+        [owner.lower() for owner in owners_of(state.resources[d.lower()])] for d in disks
+    ]
+    assert done > 100
+    assert refused > 20
+    assert not [work for work in state.operations.values() if work.running]
+
+
+EXPECTED = {
+    "AttachDiskWhileBeingDetached",
+    "ConflictingUserInput",
+    "Conflict",
+    "InvalidParameter",
+    "OperationNotAllowed",
+}
 
 
 def test_old_versions_of_the_api_are_refused(arm: LocalArm, client: ComputeManagementClient) -> None:

@@ -196,7 +196,8 @@ class Disks(ResourceType):
 
     def finish(self, core: Core, operation: Operation) -> None:
         if machine := operation.effect.get("release"):
-            release(core, operation.resource, machine)
+            if not _lists(core.state.find(machine), operation.resource):  # a new one of the same name may
+                release(core, operation.resource, machine)
         else:
             super().finish(core, operation)
 
@@ -212,6 +213,12 @@ class Disks(ResourceType):
         body |= {"tags": document["tags"]} if document.get("tags") is not None else {}
         call.state.store(call.id, body)
         return _begun(self, call, {"merge": {"properties": {"provisioningState": "Succeeded"}}})
+
+
+def _lists(machine: Resource | None, disk_id: str) -> bool:
+    profile = machine.body["properties"].get("storageProfile", {}) if machine else {}
+    ids = [(entry.get("managedDisk") or {}).get("id", "") for entry in profile.get("dataDisks") or []]
+    return disk_id.lower() in [found.lower() for found in ids]
 
 
 CHANGEABLE = frozenset(

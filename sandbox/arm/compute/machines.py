@@ -373,6 +373,11 @@ class Machines(ResourceType):
             if key in wanted and wanted[key].get("toBeDetached"):
                 raise disks.being_detached(key, str(call.id))
             lun = asked.get("lun", _free_lun(entries))
+            if key in wanted:
+                if lun == wanted[key]["lun"]:
+                    continue
+                message = f"Disk '{asked.get('diskId')}' is already attached to VM '{call.id.name}'."
+                raise ArmError(409, "ConflictingUserInput", message)
             extra = {name: asked[name] for name in ("caching", "deleteOption") if name in asked}
             entry = {"lun": lun, "createOption": "Attach", "managedDisk": {"id": asked.get("diskId")}}
             entries.append({**entry, **extra})
