@@ -367,6 +367,13 @@ class EtcdClient:
                 channel = self._channels[endpoint, for_stream] = self._connect(endpoint, for_stream)
             return channel
 
+    def disconnect_stream(self, endpoint: str) -> None:
+        """Close the endpoint's connection for streams: its buffers are megabytes, and the next use is far."""
+        with self._lock:
+            channel = self._channels.pop((endpoint, True), None)
+        if channel is not None:
+            channel.close()
+
     def _connect(self, endpoint: str, for_stream: bool) -> grpc.Channel:
         import grpc
 
@@ -546,6 +553,7 @@ class SnapshotStream:
         self._done.set()
         if self._call is not None:
             self._call.cancel()
+            self._client.disconnect_stream(self.endpoint)
         self._ended = self._ended or time.monotonic()
 
     def _open(self) -> None:

@@ -22,7 +22,7 @@ from shared.errors import ForbiddenError, IntegrityError, NotFoundError, Setting
 from shared.etcd_backup import keys
 from shared.etcd_backup.archive import Archive, ArchiveWriter, Chain
 from shared.etcd_backup.chain import open_archive, open_archives, read_manifests
-from shared.etcd_backup.memory import return_large_buffers
+from shared.etcd_backup.memory import give_back
 from shared.etcd_backup.policy import EtcdBackupPolicy
 from shared.etcd_backup.transfer import Staged, stage
 from shared.etcd_backup.verify import Asked, ask_members
@@ -100,7 +100,7 @@ class Taker:
         Raises UnavailableError (the stream; nothing is stored), IntegrityError (what arrived is not what etcd
         sent, or what was stored cannot be read back), other ApiErrors of store and etcd, LostLeaseError.
         """
-        return_large_buffers()
+        give_back()
         parent, notes = self._open_parent(order)
         if parent is None:
             return self._take(order, None, notes)

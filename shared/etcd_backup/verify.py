@@ -21,9 +21,9 @@ from shared.clients.blob import BlobStore
 from shared.clients.etcd import EtcdClient
 from shared.errors import ApiError, ConflictError, IntegrityError
 from shared.etcd_backup.archive import Chain
-from shared.etcd_backup.chain import open_chain
-from shared.etcd_backup.key_index import MOST_INDEX_BYTES, KeyCollector, encode_index
-from shared.etcd_backup.memory import return_large_buffers
+from shared.etcd_backup.chain import open_chain, open_key_index
+from shared.etcd_backup.key_index import MOST_INDEX_BYTES, WHOLE_EVERY, KeyCollector, encode_index
+from shared.etcd_backup.memory import give_back
 from shared.etcd_backup.policy import Encryption
 from shared.model.backup import Manifest, Verdict, VerdictState, Witness, key_index_name, verdict_name
 from shared.model.etcd import HashKV, format_id
@@ -138,7 +138,7 @@ class _Sha256:
 
 def read_back(chain: Chain, *, on_rows: RowSink | None = None) -> SnapshotReport:
     """One pass over the stored chain; raises IntegrityError where a frame cannot even be read."""
-    return_large_buffers()
+    give_back()
     scan = SnapshotScan(newest=newest_of(chain), on_rows=on_rows, sha256=_Sha256())
     for piece in chain.stream():
         scan.feed(piece)
@@ -226,7 +226,10 @@ def store_index(claim: Claim, store: BlobStore, chain: Chain, verdict: Verdict) 
     if verdict.state is VerdictState.BAD or not 0 < (verdict.total_rows or 0) <= MOST_INDEX_ROWS:
         return False
     collector = KeyCollector(MOST_INDEX_BYTES)
-    index = encode_index(collector, read_back(chain, on_rows=collector), chain)
+    report = read_back(chain, on_rows=collector)
+    builds_on_parent = chain.manifest.chain_length % WHOLE_EVERY
+    below = open_key_index(store, chain.archives[:-1]) if builds_on_parent else None
+    index = encode_index(collector, report, chain, below)
     if index is None:
         return False
     with suppress(ConflictError):  # made by an earlier verification
