@@ -21,7 +21,7 @@ from starlette.routing import Route
 from sandbox.arm import compute, containerservice, network, storage
 from sandbox.arm.capacity import Capacity
 from sandbox.arm.compute.machines import change, create_machine, delete_machine, switch
-from sandbox.arm.core import Core, ResourceType
+from sandbox.arm.core import Core, Latencies, ResourceType
 from sandbox.arm.gateway import new_gateway
 from sandbox.arm.state import State
 from sandbox.arm.truth import Corruption, Truth
@@ -35,6 +35,30 @@ GROUP = "kubekeeper"
 LOCATION = "westeurope"
 SIZE = "Standard_D4s_v5"
 METHODS = ["GET", "HEAD", "PUT", "PATCH", "POST", "DELETE"]
+
+
+QUOTED = Latencies(
+    {
+        "virtualMachines/put": 40.0,
+        "virtualMachines/attachDetachDataDisks": 45.0,
+        "virtualMachines/forceDetach": 10.0,
+        "virtualMachines/powerOff": 30.0,
+        "virtualMachines/powerOffNow": 10.0,
+        "virtualMachines/start": 30.0,
+        "virtualMachines/restart": 40.0,
+        "virtualMachines/deallocate": 60.0,
+        "virtualMachines/reapply": 30.0,
+        "virtualMachines/delete": 45.0,
+        "virtualMachineScaleSets/put": 75.0,
+        "virtualMachineScaleSets/patch": 75.0,
+        "virtualMachineScaleSets/deleteInstances": 90.0,
+        "agentPools/put": 120.0,
+        "agentPools/deleteMachines": 120.0,
+        "applicationGateways/put": 25.0,
+        "disks/put": 3.0,
+    }
+)
+"""Medians in seconds as people report them; quoted, not measured. `arm.core.latencies = QUOTED`."""
 
 
 def types() -> list[ResourceType]:

@@ -14,7 +14,7 @@ from sandbox.arm.compute.machines import change, create_machine, switch
 from sandbox.arm.compute.quota import SCALE_SETS, VIRTUAL_MACHINES, check_quota, check_size
 from sandbox.arm.compute.scalesets import Scaling, finish_scaling, members
 from sandbox.arm.core import Answer, ArmError, Call, Core, ResourceType, merged, page
-from sandbox.arm.state import Document, Operation, Resource
+from sandbox.arm.state import Document, Operation, Resource, State
 from shared.model.resource_id import ResourceId, parse_resource_id
 
 CLUSTERS = "Microsoft.ContainerService/managedClusters"
@@ -39,20 +39,20 @@ def node_group(cluster: Resource) -> str:
     return str(cluster.body["properties"]["nodeResourceGroup"])
 
 
-def pools_of(core: Core, cluster: Resource) -> list[Resource]:
-    return list(core.state.of_type(POOLS, cluster.id))
+def pools_of(state: State, cluster: Resource) -> list[Resource]:
+    return list(state.of_type(POOLS, cluster.id))
 
 
-def scale_set_of(core: Core, pool: Resource) -> Resource | None:
-    return core.state.find(pool.hidden.get("scale_set") or "")
+def scale_set_of(state: State, pool: Resource) -> Resource | None:
+    return state.find(pool.hidden.get("scale_set") or "")
 
 
-def nodes_of(core: Core, pool: Resource) -> list[Resource]:
+def nodes_of(state: State, pool: Resource) -> list[Resource]:
     """The machines of a pool, in the order they were made."""
-    scale_set = scale_set_of(core, pool)
+    scale_set = scale_set_of(state, pool)
     if scale_set is not None:
-        return members(core.state, scale_set)
-    found = [core.state.find(machine) for machine in pool.hidden.get("machines", [])]
+        return members(state, scale_set)
+    found = [state.find(machine) for machine in pool.hidden.get("machines", [])]
     return [machine for machine in found if machine is not None]
 
 
@@ -143,8 +143,8 @@ class Clusters(ResourceType):
             return
         properties = {"provisioningState": "Succeeded", "powerState": {"code": effect["code"]}}
         core.state.store(parse_resource_id(cluster.id), merged(cluster.body, {"properties": properties}))
-        for pool in pools_of(core, cluster):
-            for machine in nodes_of(core, pool):
+        for pool in pools_of(core.state, cluster):
+            for machine in nodes_of(core.state, pool):
                 switch(core, machine.id, effect["power"])
             body = merged(pool.body, {"properties": {"powerState": {"code": effect["code"]}}})
             core.state.store(parse_resource_id(pool.id), body)
@@ -214,10 +214,10 @@ class Pools(ResourceType):
             return Answer(204)
         call.check_if_match(pool, 412, "EtagMismatch")
         refuse_busy(call, cluster)
-        system = [p for p in pools_of(call.core, cluster) if p.body["properties"]["mode"] == "System"]
+        system = [p for p in pools_of(call.state, cluster) if p.body["properties"]["mode"] == "System"]
         if system == [pool]:
             raise ArmError(400, "OperationNotAllowed", "There has to be at least one system agent pool.")
-        gone = [machine.id for machine in nodes_of(call.core, pool)]
+        gone = [machine.id for machine in nodes_of(call.state, pool)]
         body = merged(pool.body, {"properties": {"provisioningState": "Deleting"}})
         call.state.store(call.id, body)
         return self._begin(call, cluster, {"gone": gone, "delete": True}, 202)
@@ -227,7 +227,7 @@ class Pools(ResourceType):
         pool, cluster = call.existing(), _cluster(call)
         refuse_busy(call, cluster)
         names = call.document.get("machineNames") or []
-        there = {machine_name(machine): machine for machine in nodes_of(call.core, pool)}
+        there = {machine_name(machine): machine for machine in nodes_of(call.state, pool)}
         unknown = [name for name in names if name not in there]
         if unknown or not names:
             message = f"Machine(s) {', '.join(unknown) or 'none'} not found in agent pool '{call.id.name}'."
@@ -274,11 +274,11 @@ class Pools(ResourceType):
                 switch(core, machine_id, "running")
                 change(core, machine_id, {"provisioningState": "Succeeded"})
         if effect.get("delete"):
-            if (scale_set := scale_set_of(core, pool)) is not None:
+            if (scale_set := scale_set_of(core.state, pool)) is not None:
                 core.state.remove(parse_resource_id(scale_set.id))
             core.state.remove(parse_resource_id(pool.id))
             return
-        if (scale_set := scale_set_of(core, pool)) is not None:
+        if (scale_set := scale_set_of(core.state, pool)) is not None:
             change(core, scale_set, {"provisioningState": "Succeeded"})
         self._settled(core, pool, {"provisioningState": "Succeeded", "status": None})
 
@@ -291,7 +291,7 @@ class Pools(ResourceType):
 
     def _settled(self, core: Core, pool: Resource, properties: Document) -> None:
         found = core.state.find(pool.id) or pool
-        machines = [m for m in nodes_of(core, found) if m.id.lower() in core.state.resources]
+        machines = [m for m in nodes_of(core.state, found) if m.id.lower() in core.state.resources]
         hidden = dict(found.hidden)
         if "machines" in hidden:
             hidden["machines"] = [machine.id for machine in machines]
@@ -349,9 +349,9 @@ class Pools(ResourceType):
         core, properties = call.core, pool.body["properties"]
         if new:
             pool = self._make_set(call, cluster, pool)
-        scale_set = scale_set_of(core, pool)
+        scale_set = scale_set_of(core.state, pool)
         assert scale_set is not None
-        there = [machine for machine in nodes_of(core, pool) if not _is_going(machine)]
+        there = [machine for machine in nodes_of(core.state, pool) if not _is_going(machine)]
         on = [machine for machine in there if not is_off(machine)]
         effect: Document = {}
         count = properties["count"]
@@ -395,7 +395,7 @@ class Pools(ResourceType):
         self, call: Call, cluster: Resource, pool: Resource
     ) -> tuple[Document, Document | None]:
         core, properties = call.core, pool.body["properties"]
-        there = [machine for machine in nodes_of(core, pool) if not _is_going(machine)]
+        there = [machine for machine in nodes_of(core.state, pool) if not _is_going(machine)]
         wanted = dict(_manual(properties))
         made: list[str] = []
         gone: list[str] = []
@@ -436,7 +436,7 @@ class Pools(ResourceType):
         return machine.id, code
 
     def _shrink_set(self, core: Core, pool: Resource, by: int) -> None:
-        scale_set = scale_set_of(core, pool)
+        scale_set = scale_set_of(core.state, pool)
         if scale_set is not None:
             sku = {**scale_set.body["sku"], "capacity": scale_set.body["sku"]["capacity"] - by}
             core.state.store(parse_resource_id(scale_set.id), {**scale_set.body, "sku": sku})
@@ -446,7 +446,7 @@ class Pools(ResourceType):
         if existing is not None:
             call.state.store(call.id, existing.body, existing.hidden)
         elif pool is not None:
-            if (scale_set := scale_set_of(call.core, pool)) is not None:
+            if (scale_set := scale_set_of(call.state, pool)) is not None:
                 call.state.remove(parse_resource_id(scale_set.id))
             call.state.remove(call.id)
 
@@ -486,7 +486,7 @@ class PoolMachines(ResourceType):
         pool = call.state.find(call.id.parent)
         if pool is None:
             raise Pools().not_found(call.id.parent)
-        return nodes_of(call.core, pool)
+        return nodes_of(call.state, pool)
 
     def _shown(self, pool: ResourceId | None, machine: Resource) -> Document:
         assert pool is not None
@@ -502,7 +502,7 @@ class PoolMachines(ResourceType):
 def refuse_busy(call: Call, cluster: Resource) -> None:
     """One operation on a cluster at a time, its pools included."""
     where = parse_resource_id(cluster.id)
-    own = [where, *(parse_resource_id(pool.id) for pool in pools_of(call.core, cluster))]
+    own = [where, *(parse_resource_id(pool.id) for pool in pools_of(call.state, cluster))]
     for resource_id in own:
         for running in call.core.running_on(resource_id):
             message = (

@@ -624,6 +624,8 @@ class Core:
         as Canceled with the error given (where Azure lets a later write win), or be `concurrent`.
         """
         for running in self.running_on(call.id) if on_running != "concurrent" else ():
+            if not running.effect:
+                continue  # it only looks at the resource
             if on_running == "refuse":
                 message = "Another operation on this resource is in progress."
                 raise ArmError(409, "AnotherOperationInProgress", message)

@@ -5,6 +5,7 @@ azure-mgmt-compute.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from random import Random
 
@@ -15,7 +16,7 @@ from azure.mgmt.compute import ComputeManagementClient
 from azure.mgmt.compute import models as m
 from local_arm import code_of, connect, unknown_fields
 
-from sandbox.arm import LocalArm
+from sandbox.arm import QUOTED, LocalArm
 from sandbox.arm.capacity import Shortage
 from sandbox.arm.compute.disks import claims_on, owners_of
 from sandbox.arm.compute.machines import data_disks, disk_id_of
@@ -964,7 +965,7 @@ def test_whatever_happens_disks_and_machines_agree_in_the_end(seed: int) -> None
     """Random writes, power changes, deletions and failures, overlapping in time."""
     random = Random(seed)
     arm = LocalArm(Clock(datetime(2026, 11, 23, tzinfo=UTC)))
-    arm.core.latencies = Latencies({"virtualMachines": 40.0, "disks": 5.0}, seed=seed)
+    arm.core.latencies = replace(QUOTED, seed=seed)
     arm.core.settings["disk_linger_seconds"] = 42
     disks = [arm.add_disk(f"d{number}", shares=2 if number == 0 else 1) for number in range(5)]
     machines = [arm.add_vm(f"m{number}") for number in range(3)]

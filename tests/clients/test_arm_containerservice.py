@@ -278,3 +278,11 @@ def test_a_scale_set_changed_behind_akss_back_is_seen(
     assert len(machines(client)) == 2
     put(client).result()
     assert len(machines(client)) == 3
+
+
+def test_machines_may_be_listed_as_they_were(arm: LocalArm, client: ContainerServiceClient) -> None:
+    arm.core.clock.advance(60)
+    put(client, count=1).result()
+    arm.core.read_stale(30, "agentPools/agents", times=2)
+    assert (client.agent_pools.get(GROUP, "prod", "agents").count, len(machines(client))) == (3, 3)
+    assert (client.agent_pools.get(GROUP, "prod", "agents").count, len(machines(client))) == (1, 1)

@@ -462,6 +462,12 @@ def test_backends_are_healthy_or_not(arm: LocalArm, client: NetworkManagementCli
         ("10.1.0.4", "Healthy"),
         ("b.example", "Unhealthy"),
     ]
+    arm.core.operation_seconds = 20
+    asked = client.application_gateways.begin_backend_health(GROUP, "gw")
+    put(client, raw(client))
+    arm.core.clock.advance(20)
+    assert asked.result().backend_address_pools
+    arm.core.operation_seconds = 0
     client.application_gateways.begin_stop(GROUP, "gw").result()
     with pytest.raises(HttpResponseError):
         client.application_gateways.begin_backend_health(GROUP, "gw")
