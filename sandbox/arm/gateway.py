@@ -76,6 +76,9 @@ class Gateways(ResourceType):
         existing = call.state.find(call.id)
         if call.core.settings.get("gateway_if_match", True):
             call.check_if_match(existing, 412, "PreconditionFailedEtagMismatch")
+        if existing is not None and existing.body["properties"]["provisioningState"] == "Deleting":
+            message = f"The application gateway {call.id.name} is being deleted."
+            raise ArmError(409, "AnotherOperationInProgress", message)
         document = call.document
         if not document.get("location"):
             raise ArmError(400, "LocationRequired", "The location property is required for this definition.")
