@@ -14,7 +14,7 @@ from shared.errors import IntegrityError, NotFoundError, SettingsError
 if TYPE_CHECKING:
     from shared.clients.blob import BlobStore
     from shared.etcd_backup.archive import Chain
-    from shared.etcd_backup.key_index import Entry, KeyIndex
+    from shared.etcd_backup.key_index import Entry
     from shared.etcd_backup.policy import EtcdBackupPolicy
     from shared.model.backup import BackupRecord, Verdict
     from shared.settings import Cluster
@@ -282,27 +282,19 @@ def open_chain_of(here: Session, cluster: Cluster, store: BlobStore, record: Bac
 
 def _entries(store: BlobStore, record: BackupRecord, chain: Chain, prefix: str) -> list[Entry]:
     """The live keys that begin with `prefix`: from the index that verifying left, or from a whole scan."""
+    from shared.etcd_backup.chain import open_key_index
     from shared.etcd_backup.key_index import collect
 
     wanted = prefix.encode()
-    if record.key_index:
-        try:
-            return list(_open_index(store, record.key_index, chain).entries(wanted))
-        except (IntegrityError, NotFoundError) as error:
-            print_note(f"{error}; reading all of the backup instead")
-    else:
-        print_note(f"no key index, as it was never verified; reading all of {size(record.database_bytes)}")
+    try:
+        if index := open_key_index(store, chain.archives):
+            return list(index.entries(wanted))
+        why = "no key index (not verified yet, or too many keys)"
+    except IntegrityError as error:
+        why = str(error)
+    print_note(f"{why}; reading all of the backup instead, {size(record.database_bytes)}")
     collector, report = collect(chain)
     return [entry for entry in collector.live(report) if entry.key.startswith(wanted)]
-
-
-def _open_index(store: BlobStore, name: str, chain: Chain) -> KeyIndex:
-    from shared.etcd_backup.key_index import KeyIndex
-
-    def read_range(offset: int, length: int) -> bytes:
-        return store.read_range(name, offset, length)
-
-    return KeyIndex.open(name, store.properties(name).size, read_range, chain)
 
 
 def _print_keys(record: BackupRecord, entries: list[Entry], prefix: str, *, raw: bool, as_json: bool) -> None:

@@ -13,8 +13,9 @@ from shared.clients.blob import BlobStore
 from shared.errors import IntegrityError, NotFoundError
 from shared.etcd_backup import keys
 from shared.etcd_backup.archive import Archive, Chain, RangeReader
+from shared.etcd_backup.key_index import KeyIndex
 from shared.etcd_backup.policy import Encryption
-from shared.model.backup import Manifest
+from shared.model.backup import Manifest, key_index_name
 
 MOST_LINKS = 254
 """Longer chains are never written; a manifest that leads further leads in a circle."""
@@ -77,6 +78,19 @@ def open_archives(
 ) -> list[Archive]:
     """The data blobs of a chain, oldest first."""
     return [open_archive(store, manifest, encryption, environ) for manifest in manifests]
+
+
+def open_key_index(store: BlobStore, archives: Sequence[Archive]) -> KeyIndex | None:
+    """The key index of the last of `archives`, with those it builds on; None when one of them is missing."""
+    if not archives:
+        return None
+    *below, newest = archives
+    name = key_index_name(newest.manifest.name)
+    try:
+        size = store.properties(name).size
+    except NotFoundError:
+        return None
+    return KeyIndex.open(name, size, _range_reader(store, name), newest, lambda: open_key_index(store, below))
 
 
 def _range_reader(store: BlobStore, name: str) -> RangeReader:

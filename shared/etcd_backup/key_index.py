@@ -3,7 +3,8 @@
 bbolt orders etcd's rows by revision, not by key, so finding a key would mean reading everything. `verify`
 reads everything anyway: a `KeyCollector` listens to its scan, and `encode_index` writes what it heard as a
 blob beside the manifest. With it, listing a prefix or printing one object takes a few small range reads
-(`KeyIndex`, `read_object`); without it, `collect` scans the whole chain. The format:
+(`KeyIndex`, `read_object`); without it, `collect` scans the whole chain. The index of a delta holds only what
+changed since its parent's, now and then everything, so that it stays as small as the delta is. The format:
 docs/reference/backup-format.md.
 """
 
@@ -15,7 +16,7 @@ import secrets
 import struct
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
@@ -24,7 +25,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from shared.errors import IntegrityError
-from shared.etcd_backup.archive import Chain, Cipher, RangeReader
+from shared.etcd_backup.archive import Archive, Chain, Cipher, RangeReader
 from shared.model import bolt
 from shared.model.etcd import KeyValue
 from shared.model.etcd_snapshot import KEY_BUCKET, SnapshotReport, SnapshotScan, decode_row, row_key
@@ -38,18 +39,21 @@ _TAIL, _FIELDS = struct.Struct(">2x8s8scII"), struct.Struct(">2xQQcII")
 MOST_INDEX_BYTES = 8 * 1024 * 1024
 """What a collector may hold for an index: some 400,000 keys; beyond that memory counts more than `get`."""
 _FOOTER = struct.Struct(">8s16sQ32s")  # magic, salt, bytes and sha256 of the directory before it
-_MAGIC = b"KKKEYS01"
+_MAGIC = b"KKKEYS02"
 _FIRST_READ = 64 * 1024
 _SAME_KIND = {"minions": "nodes", "services/specs": "services", "services/endpoints": "endpoints"}
 
 
+WHOLE_EVERY = 8
+"""Every eighth index of a chain is whole: listing reads at most so many, one on top of the other."""
+
+
 class Entry(NamedTuple):
-    """A live key, the revision of its newest row, the page that holds that, and the bytes of its value."""
+    """A live key, the revision of its newest row, and the bytes of its value; `main` 0: not live any more."""
 
     key: bytes
     main: int
     sub: int
-    page: int
     row_bytes: int
 
 
@@ -63,9 +67,10 @@ class _Frame(NamedTuple):
 
 
 class _Directory(msgspec.Struct, frozen=True):
-    """What stands at the end of an index."""
+    """What stands at the end of an index; `below` is the manifest digest of the index it builds on."""
 
     manifest_digest: str
+    below: str | None
     live_keys: int
     kinds: dict[str, int]
     frames: list[_Frame]
@@ -119,7 +124,7 @@ class KeyCollector:
                     yield found
                 current = record[:end]
             key = current.replace(b"\x00\xff", b"\x00") if b"\x00" in current else current
-            found = Entry(key, main, sub, page, size) if mark == b"p" else None
+            found = Entry(key, main, sub, size) if mark == b"p" else None
         if found:
             yield found
 
@@ -149,28 +154,34 @@ class EncodedIndex:
     kinds: dict[str, int]
 
 
-def encode_index(collector: KeyCollector, report: SnapshotReport, chain: Chain) -> EncodedIndex | None:
-    """The key index of the newest backup of `chain`, encrypted as that is; None if the collector gave up."""
+def encode_index(
+    collector: KeyCollector, report: SnapshotReport, chain: Chain, below: KeyIndex | None = None
+) -> EncodedIndex | None:
+    """The key index of the newest backup of `chain`, encrypted as that is; None if the collector gave up.
+
+    Given the index of its parent, what that says already is left out.
+    """
     import xxhash
     import zstandard
 
     if not collector.is_complete:
         return None
     compress = zstandard.ZstdCompressor(level=3).compress
-    salt = secrets.token_bytes(16)
-    cipher = chain.cipher.derive(salt) if chain.cipher else None
-    data, frames, kinds, count = BytesIO(), list[_Frame](), _Kinds(), 0
-    entries = collector.live(report)
+    newest, salt = chain.archives[-1], secrets.token_bytes(16)
+    cipher = newest.cipher.derive(salt) if newest.cipher else None
+    data, frames, kinds = BytesIO(), list[_Frame](), _Kinds()
+    entries: Iterator[Entry] = kinds.counting(collector.live(report))
+    if below:
+        entries = _changes(entries, below.entries())
     while batch := list(islice(entries, _ENTRIES)):
         stored = compress(msgspec.msgpack.encode(batch))
         if cipher:
             stored = cipher.encrypt("keys", len(frames), stored)
         frames.append(_Frame(batch[0].key, data.tell(), len(stored), xxhash.xxh3_64_intdigest(stored)))
         data.write(stored)
-        count += len(batch)
-        kinds.add(batch)
-    found = kinds.found()
-    directory = _Directory(chain.manifest.digest(), count, found, frames)
+    found, count = kinds.found(), kinds.total()
+    base = below.manifest_digest if below else None
+    directory = _Directory(newest.manifest.digest(), base, count, found, frames)
     stored = compress(msgspec.msgpack.encode(directory))
     if cipher:
         stored = cipher.encrypt("dire", 0, stored)
@@ -182,19 +193,35 @@ class KeyIndex:
     """A stored key index, opened with one range read and used with one for each 512 entries."""
 
     def __init__(
-        self, name: str, read_range: RangeReader, cipher: Cipher | None, directory: _Directory
+        self,
+        name: str,
+        read_range: RangeReader,
+        cipher: Cipher | None,
+        directory: _Directory,
+        below: KeyIndex | None,
     ) -> None:
         self.name = name
+        self.manifest_digest = directory.manifest_digest
         self.live_keys = directory.live_keys
         self.kinds = directory.kinds
         self._read_range = read_range
         self._cipher = cipher
+        self._below = below
         self._frames = directory.frames
         self._firsts = [frame.first for frame in directory.frames]
 
     @staticmethod
-    def open(name: str, size: int, read_range: RangeReader, chain: Chain) -> KeyIndex:
-        """The index blob `name` of `size` bytes; IntegrityError if it is damaged or another backup's."""
+    def open(
+        name: str,
+        size: int,
+        read_range: RangeReader,
+        archive: Archive,
+        open_below: Callable[[], KeyIndex | None] = lambda: None,
+    ) -> KeyIndex | None:
+        """The index blob `name` of `size` bytes; IntegrityError if it is damaged or another backup's.
+
+        None when the index it builds on, which `open_below` opens, is not to be had.
+        """
         place = f"key index {name}"
         start = max(0, size - _FIRST_READ)
         tail = read_range(start, size - start)
@@ -207,16 +234,23 @@ class KeyIndex:
         stored = tail[begin - start : -_FOOTER.size] if begin >= start else read_range(begin, length)
         if hashlib.sha256(stored).digest() != digest:
             raise _damaged(place, "the sha256 of its directory differs")
-        cipher = chain.cipher.derive(salt) if chain.cipher else None
+        cipher = archive.cipher.derive(salt) if archive.cipher else None
         if cipher:
             stored = cipher.decrypt("dire", 0, stored, place)
         directory = _decode(stored, _Directory, place)
-        if directory.manifest_digest != chain.manifest.digest():
-            raise _damaged(place, f"it does not belong to {chain.manifest.name}")
-        return KeyIndex(name, read_range, cipher, directory)
+        if directory.manifest_digest != archive.manifest.digest():
+            raise _damaged(place, f"it does not belong to {archive.manifest.name}")
+        below = open_below() if directory.below else None
+        if (below.manifest_digest if below else None) != directory.below:
+            return None
+        return KeyIndex(name, read_range, cipher, directory, below)
 
     def entries(self, prefix: bytes = b"") -> Iterator[Entry]:
         """The live keys that begin with `prefix`, in order."""
+        own = self._own(prefix)
+        return _overlaid(own, self._below.entries(prefix)) if self._below else own
+
+    def _own(self, prefix: bytes) -> Iterator[Entry]:
         for number in range(max(0, bisect_right(self._firsts, prefix) - 1), len(self._frames)):
             for entry in self._frame(number):
                 if entry.key.startswith(prefix):
@@ -255,22 +289,45 @@ def collect(chain: Chain) -> tuple[KeyCollector, SnapshotReport]:
 
 
 def read_object(image: bolt.Image, entry: Entry) -> KeyValue:
-    """The object of an entry, from its page; IntegrityError when the page does not hold it."""
-    place = f"page {entry.page}"
-    wanted = row_key(entry.main, entry.sub)
-    if entry.page >= image.page_count:  # an inline bucket has no page of its own
-        value = bolt.Database(image).bucket(KEY_BUCKET).get(wanted)
-        if value is None:
-            raise _damaged("the inline bucket", f"it does not hold {entry.key!r} of revision {entry.main}")
-        return decode_row(value, place)
-    page = bolt.Database(image).page(entry.page)
-    for index in range(page.count):
-        key, value, _ = page.item(index) if page.is_leaf else (b"", b"", False)
-        if key == wanted:
-            found = decode_row(value, place)
-            if found.key == entry.key:
-                return found
-    raise _damaged(place, f"it does not hold {entry.key!r} of revision {entry.main}")
+    """The object of an entry; IntegrityError when the database does not hold it."""
+    place = f"row {entry.main}_{entry.sub}"
+    value = bolt.Database(image).bucket(KEY_BUCKET).get(row_key(entry.main, entry.sub))
+    found = decode_row(value, place) if value is not None else None
+    if found is None or found.key != entry.key:
+        raise _damaged(place, f"it does not hold {entry.key!r}")
+    return found
+
+
+def _changes(entries: Iterator[Entry], before: Iterator[Entry]) -> Iterator[Entry]:
+    """What must be laid over `before` to get `entries`; all three in key order."""
+    old = next(before, None)
+    for entry in entries:
+        while old and old.key < entry.key:
+            yield Entry(old.key, 0, 0, 0)
+            old = next(before, None)
+        if old != entry:
+            yield entry
+        if old and old.key == entry.key:
+            old = next(before, None)
+    while old:
+        yield Entry(old.key, 0, 0, 0)
+        old = next(before, None)
+
+
+def _overlaid(changes: Iterator[Entry], before: Iterator[Entry]) -> Iterator[Entry]:
+    """`before` with `changes` laid over it; all three in key order."""
+    old = next(before, None)
+    for entry in changes:
+        while old and old.key < entry.key:
+            yield old
+            old = next(before, None)
+        if entry.main:
+            yield entry
+        if old and old.key == entry.key:
+            old = next(before, None)
+    if old:
+        yield old
+    yield from before
 
 
 def kind_of(key: bytes) -> str:
@@ -285,7 +342,7 @@ def kind_of(key: bytes) -> str:
 def count_kinds(entries: Iterable[Entry]) -> dict[str, int]:
     """Live keys for each kind; fast when they come in key order."""
     kinds = _Kinds()
-    kinds.add(entries)
+    deque(kinds.counting(entries), maxlen=0)
     return kinds.found()
 
 
@@ -297,13 +354,18 @@ class _Kinds:
         self._kind = "other"
         self._prefix = b""
 
-    def add(self, entries: Iterable[Entry]) -> None:
+    def counting(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        """The same entries, counted as they pass by."""
         for entry in entries:
             if not self._prefix or not entry.key.startswith(self._prefix):
                 self._kind = kind_of(entry.key)
                 parts = entry.key.split(b"/", 4)
                 self._prefix = b"/".join(parts[:4]) + b"/" if len(parts) > 4 else b""
             self._counts[self._kind] += 1
+            yield entry
+
+    def total(self) -> int:
+        return self._counts.total()
 
     def found(self) -> dict[str, int]:
         return dict(sorted(self._counts.items()))
