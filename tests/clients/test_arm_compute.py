@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from random import Random
+from threading import Thread
 
 import pytest
 from azure.core import MatchConditions
@@ -20,6 +21,7 @@ from sandbox.arm import QUOTED, LocalArm
 from sandbox.arm.capacity import Shortage
 from sandbox.arm.compute.disks import claims_on, owners_of
 from sandbox.arm.compute.machines import data_disks, disk_id_of
+from sandbox.arm.compute.scalesets import members
 from sandbox.arm.core import ArmError, Ending, Latencies
 from sandbox.asgi import Fault, on
 from sandbox.clock import Clock
@@ -932,6 +934,23 @@ def test_time_moves_hidden_truth_without_any_request(arm: LocalArm, client: Comp
     assert seen == [True, True, False]
 
 
+def test_time_may_move_while_requests_are_worked_on(arm: LocalArm, client: ComputeManagementClient) -> None:
+    vm = arm.add_vm("a")
+    arm.core.operation_seconds = 5
+
+    def calls() -> None:
+        for _ in range(25):
+            client.virtual_machines.begin_restart(GROUP, "a", polling=False)
+
+    caller = Thread(target=calls, daemon=True)
+    caller.start()
+    while caller.is_alive():
+        arm.core.clock.advance(1)
+    arm.core.clock.advance(5)
+    assert client.virtual_machines.get(GROUP, "a").provisioning_state == "Succeeded"
+    assert arm.truth.machine(vm).boots > 1
+
+
 def test_a_lost_answer_does_not_lose_the_work(arm: LocalArm, client: ComputeManagementClient) -> None:
     vm = arm.add_vm("a")
     arm.fault(Fault(on("POST", "powerOff"), lose_answer=True))
@@ -1010,6 +1029,49 @@ def test_whatever_happens_disks_and_machines_agree_in_the_end(seed: int) -> None
     assert done > 100
     assert refused > 20
     assert not [work for work in state.operations.values() if work.running]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_happens_a_set_settles(seed: int) -> None:
+    """Random capacities, deletions, shortages and failures, overlapping in time."""
+    random = Random(seed)
+    arm = LocalArm(Clock(datetime(2026, 11, 23, tzinfo=UTC)))
+    arm.core.latencies = replace(QUOTED, seed=seed)
+    scale_set = arm.add_scale_set("pool", 3, zones=["1", "2", "3"])
+    arm.capacity.quota["cores"] = 4 * 20
+    state = arm.core.state
+    for _ in range(150):
+        there = [vm.body["instanceId"] for vm in members(state, state.resources[scale_set.lower()])]
+        if random.random() < 0.1:
+            arm.capacity.shortages.append(Shortage(code="ZonalAllocationFailed", zone="1", times=2))
+        if random.random() < 0.1:
+            arm.core.endings.append(Ending(status=random.choice(["Failed", "Canceled"])))
+        try:
+            if there and random.random() < 0.4:
+                chosen = random.sample(there, min(2, len(there)))
+                arm.core.do("POST", scale_set, {"instanceIds": chosen}, "delete", at_once=False)
+            else:
+                sku = {"sku": {"capacity": random.randrange(25)}}
+                arm.core.do("PATCH", scale_set, sku, at_once=False)
+        except ArmError as error:
+            assert error.code == "OperationNotAllowed", error
+        arm.core.clock.advance(random.choice([0, 0, 30, 200]))
+    arm.core.clock.advance(10_000)
+    arm.core.endings.clear()
+    arm.capacity.shortages.clear()
+    failed = [
+        vm.body["instanceId"]
+        for vm in members(state, state.resources[scale_set.lower()])
+        if vm.body["properties"]["provisioningState"] == "Failed"
+    ]
+    if failed:
+        arm.core.do("POST", scale_set, {"instanceIds": failed}, "delete")
+    arm.core.do("PATCH", scale_set, {"sku": {"capacity": 7}})
+    there = members(state, state.resources[scale_set.lower()])
+    assert [vm.body["properties"]["provisioningState"] for vm in there] == ["Succeeded"] * 7
+    assert {vm.hidden["power"] for vm in there} == {"running"}
+    assert {m.id for m in arm.truth.machines.values() if m.running} == {vm.id.lower() for vm in there}
+    assert len(list(state.of_type("Microsoft.Compute/disks"))) == 7
 
 
 EXPECTED = {
