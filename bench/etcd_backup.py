@@ -191,10 +191,10 @@ def _delta(here: Scene) -> Figure:
     delta = _backup(here, parent["manifest"])
     return fewer(
         "etcd-backup-delta",
-        delta["storedBytes"] / 1e6,
+        delta["uploadedBytes"] / 1e6,
         "MB",
         "a full backup",
-        parent["storedBytes"] / 1e6,
+        parent["uploadedBytes"] / 1e6,
         at_least=50,
         note=f"{churned.written_bytes / 1e6:.1f} MB of {here.loaded.written_bytes / 1e6:.0f} MB rewritten; "
         f"the database itself has {delta['databaseBytes'] / 1e6:.0f} MB",

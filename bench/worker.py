@@ -68,6 +68,8 @@ def backup(connection: str, endpoint: str, container: str, parent: str = "") -> 
         "indexSeconds": index_seconds if indexed else 0.0,
         "manifest": manifest.name,
         "storedBytes": manifest.archive.stored_bytes,
+        # Data, manifest, verdict and key index: every blob of a backup carries its run.
+        "uploadedBytes": sum(blob.size for blob in store.list("bench/") if manifest.run in blob.name),
         "databaseBytes": manifest.database.size_bytes,
         "heldSeconds": manifest.timings.stream_seconds,
         "waitedSeconds": taken.reader_waited.total_seconds(),
