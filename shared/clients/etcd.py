@@ -441,6 +441,10 @@ class EtcdClient:
 
         code, details = error.code(), (error.details() or "").replace("\n", " ")
         where = f"etcd {endpoint}"
+        if code is grpc.StatusCode.UNAVAILABLE:
+            # While gRPC waits before it connects again it repeats its last error, even if the member is back.
+            with self._lock:
+                self._channels.pop((endpoint, False), None)
         for text, kind, reason, advice in _ETCD_ERRORS:
             if text in details:
                 return kind(f"{where}: {advice}", code=reason)
