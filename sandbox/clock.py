@@ -27,6 +27,11 @@ class Clock:
     def now(self) -> datetime:
         return (self._start or datetime.now(UTC)) + self._offset
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it goes on by itself."""
+        return self._start is None
+
     def at(self, when: datetime, work: Callable[[], None]) -> None:
         """Do `work` when time has moved to `when`; at the next `advance` if that is past."""
         with self._lock:

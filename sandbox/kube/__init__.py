@@ -8,8 +8,9 @@ Laid out as: `kinds` the table of what is served, `store` the objects and their 
 do to them, `api` the HTTP side, `access` users and RBAC, `disruption` budgets and eviction, `discovery` and
 `tables` what kubectl needs besides. What it must do like the real one is said by tests/contracts. Not
 modelled: admission beyond defaults, validation of whole objects, field ownership, service account tokens,
-conversion between versions, logs and exec. Controllers, scheduler and kubelets are clients and behaviours on
-top, not part of this.
+conversion between versions, logs and exec.
+
+`run_controllers` adds what lives in a cluster: see `controllers`, and `kubelets` for nodes in simulated time.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import socket
 import tempfile
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
@@ -33,8 +35,23 @@ from sandbox.clock import Clock
 from sandbox.controlplane import kubeconfig_document
 from sandbox.kube import access, kinds, rules
 from sandbox.kube.api import KubeApi
+from sandbox.kube.controllers import Background, Controllers
+from sandbox.kube.endpoints import EndpointSlices
 from sandbox.kube.kinds import Kind
+from sandbox.kube.kubelets import Act, Driver, Kubelets
+from sandbox.kube.lifecycle import (
+    EVICTION_INTERVAL,
+    GC_PERIOD,
+    NODE_GRACE_PERIOD,
+    NodeLifecycle,
+    PodGarbageCollector,
+    TaintEviction,
+)
+from sandbox.kube.objects import Objects
+from sandbox.kube.scheduler import Scheduler
 from sandbox.kube.store import Document, Record, Selection, Store
+from sandbox.kube.volumes import DRIVERS, AttachDetach, VolumeBinder
+from sandbox.kube.workloads import DaemonSets, Deployments, Heirs, ReplicaSets, StatefulSets
 from sandbox.kube_client import KubeClient
 
 START_SECONDS = 15
@@ -54,6 +71,9 @@ class LocalKubernetes:
         self._socket.bind(("127.0.0.1", 0))
         self.server = f"https://127.0.0.1:{self._socket.getsockname()[1]}"
         self._clients: list[KubeClient] = []
+        self._objects = Objects(self.api)
+        self._controllers: Controllers | None = None
+        self._background: Background | None = None
         self._uvicorn = uvicorn.Server(self._configuration())
         self._thread = threading.Thread(target=self._serve, name=f"kubernetes {self.server}", daemon=True)
         for namespace in FIRST_NAMESPACES:
@@ -74,6 +94,8 @@ class LocalKubernetes:
 
     def stop(self) -> None:
         """Safe to call twice."""
+        if self._background is not None:
+            self._background.stop()
         for client in self._clients:
             client.close()
         self._clients.clear()
@@ -82,6 +104,60 @@ class LocalKubernetes:
             self._thread.join(START_SECONDS)
         self._socket.close()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def run_controllers(
+        self,
+        *,
+        node_grace_period: timedelta = NODE_GRACE_PERIOD,
+        gc_period: timedelta = GC_PERIOD,
+        eviction_interval: timedelta = EVICTION_INTERVAL,
+    ) -> None:
+        """Scheduler and controllers, from now on; call it once.
+
+        On a clock that stands still, they act when it is advanced, and have come to rest when that returns.
+        """
+        objects = self._objects
+        with self.store.lock:
+            running = self._controllers = Controllers(
+                self.store,
+                self.clock,
+                objects,
+                [
+                    NodeLifecycle(objects, node_grace_period, eviction_interval),
+                    TaintEviction(objects),
+                    PodGarbageCollector(objects, gc_period),
+                    Heirs(objects),
+                    Deployments(objects),
+                    ReplicaSets(objects),
+                    StatefulSets(objects),
+                    DaemonSets(objects),
+                    VolumeBinder(objects),
+                    Scheduler(objects),
+                    AttachDetach(objects),
+                    EndpointSlices(objects),
+                ],
+            )
+        if self.clock.is_running:
+            self._background = Background(self.clock, running)
+            self._background.start()
+
+    def run_kubelets(
+        self, *, start_delay: timedelta = timedelta(0), stop_delay: timedelta = timedelta(0)
+    ) -> Kubelets:
+        """Nodes on this cluster's clock; their containers take so long to start and to stop."""
+        assert self._controllers is not None, "run_controllers comes first"
+        with self.store.lock:
+            kubelets = Kubelets(self._objects, start_delay=start_delay, stop_delay=stop_delay)
+            self._controllers.add(kubelets)
+        return kubelets
+
+    def run_driver(self, name: str, *, attach: Act, detach: Act) -> None:
+        """A CSI driver on this cluster's clock: both are called with a volume's handle and a node's name."""
+        assert self._controllers is not None, "run_controllers comes first"
+        with self.store.lock:
+            if self._objects.get(DRIVERS, name) is None:
+                self.put(DRIVERS, {"metadata": {"name": name}, "spec": {"attachRequired": True}})
+            self._controllers.add(Driver(self._objects, name, attach=attach, detach=detach))
 
     # Reaching it
 
@@ -148,6 +224,8 @@ class LocalKubernetes:
             ws="none",
             ssl_certfile=str(self.directory / "server.pem"),
             ssl_keyfile=str(self.directory / "server.key"),
+            # Clients keep idle connections for later; one that is half closed over TLS would outlive us.
+            timeout_keep_alive=3600,
             # A watch may go on for ever; stopping does not wait for it.
             timeout_graceful_shutdown=1,
         )

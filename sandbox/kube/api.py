@@ -189,7 +189,7 @@ class KubeApi:
         document = _decode_object(target.kind, body, content_type)
         if verb == "update":
             old = self._find(target).decode()
-            return self._update(target, old, document, is_patch=False, is_dry=is_dry)
+            return self._change(target, old, document, is_patch=False, is_dry=is_dry)
         return self._post(target, document, is_dry=is_dry)
 
     def _post(self, target: Target, document: Document, *, is_dry: bool) -> Response:
@@ -204,7 +204,13 @@ class KubeApi:
         return self._create(target, document, is_dry=is_dry)
 
     def _create(self, target: Target, document: Document, *, is_dry: bool = False) -> Response:
-        kind, namespace = target.kind, target.namespace
+        created = self.create(target.kind, document, target.namespace, is_dry=is_dry)
+        return _object(target.kind, created, 201)
+
+    def create(
+        self, kind: Kind, document: Document, namespace: str = "", *, is_dry: bool = False
+    ) -> Document:
+        """The object as it has been stored; needs the store's lock, as all that write."""
         if namespace and self.store.get(kinds.NAMESPACES, ("", namespace)) is None:
             raise not_found(kinds.NAMESPACES, namespace)
         created = rules.created(kind, document, namespace, self.clock.now())
@@ -215,7 +221,7 @@ class KubeApi:
             self._store(kind, created)
             if kind is kinds.NAMESPACES:
                 self._furnish(name)
-        return _object(kind, created, 201)
+        return created
 
     def _furnish(self, namespace: str) -> None:
         """What controllers put into a namespace before anything else can be there."""
@@ -223,23 +229,36 @@ class KubeApi:
         kind = kinds.SERVICE_ACCOUNTS
         self._store(kind, rules.created(kind, account, namespace, self.clock.now()))
 
-    def _update(
+    def _change(
         self, target: Target, old: Document, new: Document, *, is_patch: bool, is_dry: bool = False
     ) -> Response:
-        kind = target.kind
-        changed = rules.updated(kind, old, new, target.subresource, is_patch=is_patch)
+        options = {"is_patch": is_patch, "is_dry": is_dry}
+        return _object(target.kind, self.update(target.kind, old, new, target.subresource, **options))
+
+    def update(
+        self,
+        kind: Kind,
+        old: Document,
+        new: Document,
+        subresource: str = "",
+        *,
+        is_patch: bool = False,
+        is_dry: bool = False,
+    ) -> Document:
+        """Stores what `new` makes of `old`, the object as it is now; what has come of it."""
+        changed = rules.updated(kind, old, new, subresource, is_patch=is_patch)
         for name in ("kind", "apiVersion"):
             changed.pop(name, None)
         if changed == old or is_dry:
-            return _object(kind, changed)
+            return changed
         metadata = changed["metadata"]
         if metadata.get("deletionTimestamp") and not metadata.get("finalizers"):
             grace = metadata.get("deletionGracePeriodSeconds", 0)
             if not grace or kind is not kinds.PODS:
                 self._remove(kind, changed)
-                return _object(kind, changed)
+                return changed
         self._store(kind, changed)
-        return _object(kind, changed)
+        return changed
 
     def _patch(
         self, target: Target, body: bytes, content_type: str, query: Mapping[str, str], *, is_dry: bool
@@ -250,7 +269,7 @@ class KubeApi:
             raise RefusalError(415, "UnsupportedMediaType", "415: Unsupported Media Type", {})
         old = self._find(target).decode()
         changed = _PATCHES[content_type](old, _decode(body))
-        return self._update(target, old, changed, is_patch=True, is_dry=is_dry)
+        return self._change(target, old, changed, is_patch=True, is_dry=is_dry)
 
     def _apply(self, target: Target, document: Document, *, is_dry: bool) -> Response:
         """Server-side apply without field ownership: a strategic merge that creates what is not there."""
@@ -259,11 +278,22 @@ class KubeApi:
             return self._create(target, document, is_dry=is_dry)
         old = record.decode()
         changed = patch.strategic(old, document)
-        return self._update(target, old, changed, is_patch=True, is_dry=is_dry)
+        return self._change(target, old, changed, is_patch=True, is_dry=is_dry)
 
     def _delete(self, target: Target, options: Document, *, is_dry: bool = False) -> Response:
         kind = target.kind
-        old = self._find(target).decode()
+        marked, is_final = self.delete(kind, self._find(target).decode(), options, is_dry=is_dry)
+        if kind.returns_deleted or not is_final:
+            return _object(kind, marked)
+        details = {"name": target.name, "kind": kind.plural, "uid": marked["metadata"]["uid"]}
+        if kind.group:
+            details["group"] = kind.group
+        return _success(details)
+
+    def delete(
+        self, kind: Kind, old: Document, options: Document, *, is_dry: bool = False
+    ) -> tuple[Document, bool]:
+        """The object as its deletion leaves it, and whether it has gone."""
         rules.check_preconditions(kind, old, options)
         marked, is_final = rules.marked_for_deletion(kind, old, options, self.clock.now())
         if not is_dry:
@@ -271,12 +301,7 @@ class KubeApi:
                 self._store(kind, marked)
             if is_final:
                 self._remove(kind, marked)
-        if kind.returns_deleted or not is_final:
-            return _object(kind, marked)
-        details = {"name": target.name, "kind": kind.plural, "uid": old["metadata"]["uid"]}
-        if kind.group:
-            details["group"] = kind.group
-        return _success(details)
+        return marked, is_final
 
     def _delete_collection(self, target: Target, query: Mapping[str, str], options: Document) -> Response:
         records, metadata = self._page(target, {k: v for k, v in query.items() if k != "limit"})
@@ -303,10 +328,12 @@ class KubeApi:
         return _success(None, 201)
 
     def _bind(self, target: Target, binding: Document) -> Response:
-        pod = self._find(target).decode()
-        node = binding["target"]["name"]
-        self._store(target.kind, rules.bound(target.kind, pod, node, self.clock.now()))
+        self.bind(self._find(target).decode(), binding["target"]["name"])
         return _success(None, 201)
+
+    def bind(self, pod: Document, node: str) -> None:
+        """What the binding sub-resource does; the pod is the caller's own copy."""
+        self._store(kinds.PODS, rules.bound(kinds.PODS, pod, node, self.clock.now()))
 
     def _store(self, kind: Kind, document: Document) -> None:
         self.store.write(kind, document)

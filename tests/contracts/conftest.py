@@ -21,6 +21,11 @@ from sandbox.kube import LocalKubernetes
 from sandbox.node_agent import NodeAgent
 
 NODE_GRACE_PERIOD = timedelta(seconds=6)
+STAND_IN_PERIODS = {
+    "node_grace_period": timedelta(seconds=3),
+    "gc_period": timedelta(seconds=2),
+    "eviction_interval": timedelta(seconds=1),
+}
 OUTCOMES = pytest.StashKey[Outcomes]()
 REAL = pytest.param("real", marks=pytest.mark.e2e)
 
@@ -71,7 +76,10 @@ def real() -> Iterator[RealTarget]:
 def stand_in() -> Iterator[StandIn]:
     """The stand-in, once for the whole run."""
     with LocalKubernetes() as kubernetes:
-        yield StandIn(kubernetes)
+        kubernetes.run_controllers(**STAND_IN_PERIODS)
+        with NodeAgent(kubernetes.client(), heartbeat=timedelta(seconds=1)) as agent:
+            yield StandIn(kubernetes, agent)
+            assert agent.refusals == {}
 
 
 @pytest.fixture(params=["stand-in", REAL])

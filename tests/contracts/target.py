@@ -56,13 +56,13 @@ class RealTarget:
 
 
 class StandIn:
-    """The stand-in, as it is without behaviours: nothing schedules, nothing reconciles."""
+    """The stand-in with its controllers and the sandbox's node agent."""
 
     name = "stand-in"
-    agent: NodeAgent
 
-    def __init__(self, kubernetes: LocalKubernetes) -> None:
+    def __init__(self, kubernetes: LocalKubernetes, agent: NodeAgent) -> None:
         self.kubernetes = kubernetes
+        self.agent = agent
         self.client = kubernetes.client()
 
     def client_of(self, user: str, *groups: str) -> KubeClient:

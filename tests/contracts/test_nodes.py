@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-from contracts.conftest import REAL
 from contracts.target import PODS, Target, condition, deployment, eventually, phases, pod, taints
-
-pytestmark = pytest.mark.parametrize("target", [REAL], indirect=True)
 
 UNREACHABLE = ["node.kubernetes.io/unreachable:NoExecute", "node.kubernetes.io/unreachable:NoSchedule"]
 OUT_OF_SERVICE = {"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}

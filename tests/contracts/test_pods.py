@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 
 import pytest
-from contracts.conftest import REAL
 from contracts.target import PODS, Target, deployment, eventually, phases, pod, refusal
 
 from sandbox.kube_client import STRATEGIC_PATCH, Document
@@ -231,7 +230,6 @@ def test_a_pending_pod_needs_no_budget(target: Target, namespace: str) -> None:
     assert phases(target, namespace) == ["Terminating"]
 
 
-@pytest.mark.parametrize("target", [REAL], indirect=True)
 def test_a_budget_recovers_when_the_replacement_is_ready(target: Target, namespace: str, nodes) -> None:
     nodes(2)
     first, *_ = running(target, namespace, 2)

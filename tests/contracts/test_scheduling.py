@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from contracts.conftest import REAL
 from contracts.target import PODS, Target, eventually, phases, pod
 
 from sandbox.kube_client import Document
-
-pytestmark = pytest.mark.parametrize("target", [REAL], indirect=True)
 
 
 @pytest.fixture

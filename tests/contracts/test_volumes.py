@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from contracts.conftest import REAL
 from contracts.target import PODS, Target, eventually, phases, pod, taints
 
 from sandbox.attacher import ATTACHMENTS, DRIVER, Attacher
 from sandbox.kube_client import Document
 from sandbox.node_agent import volume_name
-
-pytestmark = pytest.mark.parametrize("target", [REAL], indirect=True)
 
 OUT_OF_SERVICE = {"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}
 

@@ -1,0 +1,305 @@
+"""Kubelets and CSI drivers in simulated time: as `sandbox.node_agent` and `sandbox.attacher`.
+
+    kubernetes = LocalKubernetes(Clock(start))
+    kubernetes.run_controllers()
+    kubelets = kubernetes.run_kubelets()
+    kubelets.join("a", zone="zone-1")
+    kubernetes.clock.advance(60)
+
+They act while the clock is advanced, in the order of the nodes' and pods' names.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import msgspec
+
+from sandbox.kube import kinds
+from sandbox.kube.controllers import Dirty, every
+from sandbox.kube.objects import Objects, is_going, is_true, key_of
+from sandbox.kube.store import Document, Key
+from sandbox.kube.volumes import VOLUMES, unique_name, volumes_to_attach
+from sandbox.node_agent import HEARTBEAT, Pod, new_node, node_conditions, pod_conditions, running_status
+
+LEASES = kinds.named("leases", "coordination.k8s.io")
+RETRY = timedelta(seconds=1)
+_LEASE_SPACE = "kube-node-lease"
+
+Act = Callable[[str, str], None]
+"""Called with (volume handle, node name); raises to refuse."""
+
+
+@dataclass
+class _Kubelet:
+    name: str
+    uid: str
+    address: str
+    is_silent: bool = False
+    volumes: dict[Key, set[str]] = field(default_factory=dict)
+    """What it uses, by pod: unique names, from before they are attached until the pod has gone."""
+
+
+class Kubelets:
+    """The kubelets of the nodes that joined. `start_delay` and `stop_delay` are their containers'."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        *,
+        heartbeat: timedelta = HEARTBEAT,
+        start_delay: timedelta = timedelta(0),
+        stop_delay: timedelta = timedelta(0),
+    ) -> None:
+        self._objects = objects
+        self._start_delay = start_delay.total_seconds()
+        self._stop_delay = stop_delay.total_seconds()
+        self._nodes: dict[str, _Kubelet] = {}
+        self._addresses = itertools.count(1)
+        every(objects, heartbeat, self._send_heartbeats)
+
+    # For tests
+
+    def join(
+        self,
+        name: str,
+        *,
+        zone: str = "",
+        labels: Mapping[str, str] | None = None,
+        capacity: Mapping[str, str] | None = None,
+        taints: Sequence[Document] = (),
+        provider_id: str = "",
+    ) -> None:
+        """Registers a node that is Ready; 4 CPUs, 16 GiB and 110 pods, unless `capacity` says otherwise."""
+        options = {"zone": zone, "provider_id": provider_id}
+        with self._objects.lock:
+            now, address = self._objects.now(), self._address()
+            document = new_node(
+                name,
+                now=now,
+                address=address,
+                labels=labels,
+                capacity=capacity,
+                taints=taints,
+                **options,
+            )
+            created = self._objects.create(kinds.NODES, document)
+            if created is None:
+                raise ValueError(f"there is a node {name} already: wake it, or delete it first")
+            kubelet = self._nodes[name] = _Kubelet(name, created["metadata"]["uid"], address)
+            self._renew(kubelet)
+
+    def leave(self, name: str) -> None:
+        """The kubelet is gone for good; its Node stays, as it does when a VM is deleted."""
+        del self._nodes[name]
+
+    def silence(self, name: str) -> None:
+        """It dies or is cut off: nothing is heard of it, nothing starts or ends on its node."""
+        self._nodes[name].is_silent = True
+
+    def wake(self, name: str) -> None:
+        """It is back, Ready, and catches up with its pods."""
+        kubelet = self._nodes[name]
+        kubelet.is_silent = False
+        with self._objects.lock:
+            self._renew(kubelet)
+            node = self._objects.get(kinds.NODES, name)
+            if node is None:
+                return
+            now = self._objects.now()
+            fresh = {condition["type"]: condition for condition in node_conditions(now)}
+            others = [c for c in node["status"].get("conditions") or () if c["type"] not in fresh]
+            self._objects.change_status(kinds.NODES, node, conditions=[*fresh.values(), *others])
+            self._report_volumes(kubelet)
+            for pod in self._objects.pods_on(name):
+                self._handle(kubelet, pod)
+                if pod["status"].get("phase") == "Running" and not is_going(pod):
+                    self.set_ready(*key_of(pod), ready=True)
+
+    def set_ready(self, namespace: str, name: str, *, ready: bool) -> None:
+        """Whether the pod's readiness probe succeeds."""
+        with self._objects.lock:
+            pod = self._objects.get(kinds.PODS, name, namespace)
+            if pod is None or is_true(pod, "Ready") == ready:
+                return
+            new = {c["type"]: c for c in pod_conditions(self._objects.now(), ready=ready)}
+            kept = [c for c in pod["status"].get("conditions") or () if c["type"] not in new]
+            self._objects.change_status(kinds.PODS, pod, conditions=[*kept, *new.values()])
+
+    def in_use(self, name: str) -> set[str]:
+        """The volumes that the node's pods use, whether or not it can still say so."""
+        return set().union(*self._nodes[name].volumes.values())
+
+    # How
+
+    def _send_heartbeats(self) -> None:
+        for kubelet in self._nodes.values():
+            if not kubelet.is_silent:
+                self._renew(kubelet)
+
+    def _renew(self, kubelet: _Kubelet) -> None:
+        renewed = self._objects.now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        spec = {"holderIdentity": kubelet.name, "leaseDurationSeconds": 40, "renewTime": renewed}
+        lease = self._objects.get(LEASES, kubelet.name, _LEASE_SPACE)
+        if lease is not None:
+            self._objects.change(LEASES, lease, spec=spec)
+        elif self._objects.get(kinds.NODES, kubelet.name) is not None:
+            owner = {"apiVersion": "v1", "kind": "Node", "name": kubelet.name, "uid": kubelet.uid}
+            metadata = {"name": kubelet.name, "ownerReferences": [owner]}
+            self._objects.create(LEASES, {"metadata": metadata, "spec": spec}, _LEASE_SPACE)
+
+    def sync(self, dirty: Dirty) -> None:
+        for namespace, name in sorted(dirty.get(kinds.PODS, ())):
+            pod = self._objects.get(kinds.PODS, name, namespace)
+            if pod is None:
+                self._release((namespace, name))
+            elif kubelet := self._nodes.get(pod["spec"].get("nodeName") or ""):
+                self._handle(kubelet, pod)
+        for _, name in sorted(dirty.get(kinds.NODES, ())):
+            if (kubelet := self._nodes.get(name)) and kubelet.volumes:
+                for pod in self._objects.pods_on(name):
+                    self._handle(kubelet, pod)
+
+    def _handle(self, kubelet: _Kubelet, pod: Document) -> None:
+        if kubelet.is_silent:
+            return
+        uid = pod["metadata"]["uid"]
+        if is_going(pod):
+            grace = pod["metadata"].get("deletionGracePeriodSeconds") or 0
+            delay = min(self._stop_delay, grace)
+            self._in(delay, lambda: self._finish(kubelet, key_of(pod), uid))
+        elif pod["status"].get("phase") == "Pending" and self._has_volumes(kubelet, pod):
+            self._in(self._start_delay, lambda: self._start(kubelet, key_of(pod), uid))
+
+    def _in(self, seconds: float, work: Callable[[], None]) -> None:
+        if seconds <= 0:
+            work()
+        else:
+            self._objects.later(seconds, work)
+
+    def _current(self, kubelet: _Kubelet, key: Key, uid: str) -> Document | None:
+        pod = self._objects.get(kinds.PODS, key[1], key[0])
+        is_same = pod is not None and pod["metadata"]["uid"] == uid
+        return pod if is_same and not kubelet.is_silent and kubelet.name in self._nodes else None
+
+    def _start(self, kubelet: _Kubelet, key: Key, uid: str) -> None:
+        pod = self._current(kubelet, key, uid)
+        if pod is None or is_going(pod) or pod["status"].get("phase") != "Pending":
+            return
+        now = self._objects.now()
+        read = msgspec.convert(pod, Pod)
+        status = running_status(read, now, host=kubelet.address, address=self._address())
+        new = {condition["type"] for condition in status["conditions"]}
+        kept = [c for c in pod["status"].get("conditions") or () if c["type"] not in new]
+        status["conditions"] = [*kept, *status["conditions"]]
+        self._objects.change_status(kinds.PODS, pod, **status)
+
+    def _finish(self, kubelet: _Kubelet, key: Key, uid: str) -> None:
+        pod = self._current(kubelet, key, uid)
+        if pod is not None and is_going(pod):
+            self._objects.delete(kinds.PODS, pod, 0)
+
+    # Volumes
+
+    def _has_volumes(self, kubelet: _Kubelet, pod: Document) -> bool:
+        wanted = {unique_name(volume) for volume in volumes_to_attach(self._objects, pod)}
+        if not wanted:
+            return True
+        if key_of(pod) not in kubelet.volumes:
+            kubelet.volumes[key_of(pod)] = wanted
+            self._report_volumes(kubelet)
+        node = self._objects.get(kinds.NODES, kubelet.name)
+        attached = (node or {"status": {}})["status"].get("volumesAttached") or ()
+        return wanted <= {volume["name"] for volume in attached}
+
+    def _release(self, key: Key) -> None:
+        for kubelet in self._nodes.values():
+            if key in kubelet.volumes and not kubelet.is_silent:
+                del kubelet.volumes[key]
+                self._report_volumes(kubelet)
+
+    def _report_volumes(self, kubelet: _Kubelet) -> None:
+        """What is used by pods that are still there; a kubelet that was away unmounts the rest first."""
+        for key in list(kubelet.volumes):
+            pod = self._objects.get(kinds.PODS, key[1], key[0])
+            if pod is None or pod["spec"].get("nodeName") != kubelet.name:
+                del kubelet.volumes[key]
+        node = self._objects.get(kinds.NODES, kubelet.name)
+        if node is not None:
+            used = sorted(self.in_use(kubelet.name))
+            self._objects.change_status(kinds.NODES, node, volumesInUse=used or None)
+
+    def _address(self) -> str:
+        number = next(self._addresses)
+        return f"10.{1 + (number >> 16) % 250}.{(number >> 8) & 255}.{number & 255}"
+
+
+class Driver:
+    """The attacher of a CSI driver: calls `attach` and `detach`, and tries again when they refuse."""
+
+    def __init__(self, objects: Objects, name: str, *, attach: Act, detach: Act) -> None:
+        self._objects = objects
+        self._name = name
+        self._attach = attach
+        self._detach = detach
+        self._waiting: set[str] = set()
+        self._finalizer = "external-attacher/" + name.replace(".", "-")
+
+    def sync(self, dirty: Dirty) -> None:
+        for _, name in sorted(dirty.get(kinds.ATTACHMENTS, ())):
+            if name not in self._waiting:
+                self._handle(name)
+
+    def _handle(self, name: str) -> None:
+        attachment = self._objects.get(kinds.ATTACHMENTS, name)
+        if attachment is None or attachment["spec"]["attacher"] != self._name:
+            return
+        if is_going(attachment):
+            self._let_go(attachment)
+        elif not attachment["status"].get("attached"):
+            self._take(attachment)
+
+    def _take(self, attachment: Document) -> None:
+        metadata = attachment["metadata"]
+        finalizers = metadata.get("finalizers") or []
+        if self._finalizer not in finalizers:
+            changed = {**metadata, "finalizers": [*finalizers, self._finalizer]}
+            attachment = self._objects.change(kinds.ATTACHMENTS, attachment, metadata=changed)
+        error = self._try(self._attach, attachment)
+        status = {"attached": error is None, "attachError": error}
+        self._objects.change_status(kinds.ATTACHMENTS, attachment, **status)
+
+    def _let_go(self, attachment: Document) -> None:
+        metadata = attachment["metadata"]
+        if self._finalizer not in (metadata.get("finalizers") or ()):
+            return
+        error = self._try(self._detach, attachment)
+        if error is not None:
+            self._objects.change_status(kinds.ATTACHMENTS, attachment, detachError=error)
+            return
+        kept = [name for name in metadata["finalizers"] if name != self._finalizer]
+        self._objects.change(kinds.ATTACHMENTS, attachment, metadata={**metadata, "finalizers": kept})
+
+    def _try(self, act: Act, attachment: Document) -> Document | None:
+        """What went wrong, as the object's status says it."""
+        name, spec = attachment["metadata"]["name"], attachment["spec"]
+        try:
+            act(self._handle_of(spec["source"]["persistentVolumeName"]), spec["nodeName"])
+        except Exception as error:  # noqa: BLE001 - whatever the driver says no with is shown on the object
+            self._waiting.add(name)
+            self._objects.later(RETRY.total_seconds(), lambda: self._again(name))
+            return {"message": str(error), "time": self._objects.now().strftime("%Y-%m-%dT%H:%M:%SZ")}
+        return None
+
+    def _handle_of(self, volume: str) -> str:
+        found = self._objects.get(VOLUMES, volume)
+        if found is None:
+            raise LookupError(f"persistentvolume {volume} not found")
+        return str(found["spec"]["csi"]["volumeHandle"])
+
+    def _again(self, name: str) -> None:
+        self._waiting.discard(name)
+        self._handle(name)

@@ -1,0 +1,421 @@
+"""kube-scheduler: which node a pod may go to, which of them is best, and the words when there is none.
+
+The filters stand in the real scheduler's order, since the first that objects to a node gives the reason. Not
+modelled: preemption (nobody is evicted for a pod of higher priority), limits of volumes by driver, binding of
+volumes at first use, and exact scores: of the nodes that fit, the one wins that spreads best and has most
+left.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+from sandbox.kube import kinds, rules
+from sandbox.kube.controllers import Dirty
+from sandbox.kube.lifecycle import UNSCHEDULABLE, node_taints, tolerates
+from sandbox.kube.objects import Objects, controller_of, is_going, is_over
+from sandbox.kube.quantities import amounts, requested
+from sandbox.kube.selectors import match_labels
+from sandbox.kube.store import Document
+
+NAME = "default-scheduler"
+_CLAIMS, _VOLUMES = kinds.named("persistentvolumeclaims"), kinds.named("persistentvolumes")
+_WAKING = (kinds.NODES, kinds.PODS, _CLAIMS, _VOLUMES)
+_NOT_HELPFUL = "Preemption is not helpful for scheduling."
+_NO_VICTIMS = "No preemption victims found for incoming pod."
+_AFFINITY = "node(s) didn't match Pod's node affinity/selector"
+_SPREAD = "node(s) didn't match pod topology spread constraints"
+
+
+@dataclass
+class Room:
+    """A node and what is on it."""
+
+    node: Document
+    pods: list[Document] = field(default_factory=list)
+    used: dict[str, Fraction] = field(default_factory=lambda: defaultdict(Fraction))
+
+    @property
+    def name(self) -> str:
+        return str(self.node["metadata"]["name"])
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return self.node["metadata"].get("labels") or {}
+
+    def add(self, pod: Document) -> None:
+        self.pods.append(pod)
+        for name, amount in requested(pod).items():
+            self.used[name] += amount
+
+    def total(self) -> dict[str, Fraction]:
+        return amounts((self.node.get("status") or {}).get("allocatable"))
+
+
+@dataclass(frozen=True)
+class Objection:
+    """Why a node will not do; `is_lasting` when removing pods from it would not help."""
+
+    reasons: tuple[str, ...]
+    is_lasting: bool = True
+
+
+Filter = Callable[[Document, Room], Objection | None]
+
+
+class Scheduler:
+    """Binds pending pods, the most important first, and says why others wait."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+
+    def sync(self, dirty: Dirty) -> None:
+        if not any(dirty.get(kind) for kind in _WAKING):
+            return
+        waiting = [pod for pod in self._objects.pods_on("") if _is_waiting(pod)]
+        if not waiting:
+            return
+        rooms = self._rooms()
+        waiting.sort(key=lambda pod: (-pod["spec"].get("priority", 0), pod["metadata"]["creationTimestamp"]))
+        for pod in waiting:
+            self._schedule(pod, rooms)
+
+    def _rooms(self) -> dict[str, Room]:
+        rooms = {node["metadata"]["name"]: Room(node) for node in self._objects.all(kinds.NODES)}
+        for pod in self._objects.all(kinds.PODS):
+            name = pod["spec"].get("nodeName")
+            if name in rooms and not is_over(pod):
+                rooms[name].add(pod)
+        return rooms
+
+    def _schedule(self, pod: Document, rooms: dict[str, Room]) -> None:
+        if pod["spec"].get("schedulingGates"):
+            more = {
+                "reason": "SchedulingGated",
+                "message": "Scheduling is blocked due to non-empty scheduling gates",
+            }
+            self._objects.set_condition(kinds.PODS, pod, "PodScheduled", "False", **more)
+            return
+        if not rooms:
+            self._refuse(pod, "no nodes available to schedule pods")
+            return
+        trouble, pinned = self._volumes_of(pod)
+        if trouble:
+            self._refuse(pod, f"0/{len(rooms)} nodes are available: {trouble}. {_preemption(rooms, {})}")
+            return
+        filters = self._filters(pod, rooms, pinned)
+        objections: dict[str, Objection] = {}
+        fitting = []
+        for room in rooms.values():
+            objection = next(filter(None, (check(pod, room) for check in filters)), None)
+            if objection is None:
+                fitting.append(room)
+            else:
+                objections[room.name] = objection
+        if not fitting:
+            self._refuse(pod, _said(rooms, objections))
+            return
+        best = max(fitting, key=partial(_score, pod, rooms))
+        self._objects.bind(pod, best.name)
+        metadata = pod["metadata"]
+        message = f"Successfully assigned {metadata['namespace']}/{metadata['name']} to {best.name}"
+        self._objects.tell(kinds.PODS, pod, "Scheduled", message, by=NAME)
+        best.add(pod)
+
+    def _refuse(self, pod: Document, message: str) -> None:
+        known = rules.condition(pod, "PodScheduled")
+        if known is not None and known.get("message") == message:
+            return
+        more = {"reason": "Unschedulable", "message": message}
+        pod = self._objects.set_condition(kinds.PODS, pod, "PodScheduled", "False", **more)
+        self._objects.tell(kinds.PODS, pod, "FailedScheduling", message, by=NAME, is_warning=True)
+
+    def _volumes_of(self, pod: Document) -> tuple[str, list[Document]]:
+        """What is wrong with the pod's claims, or the volumes they are bound to."""
+        volumes = []
+        for name in claims_of(pod):
+            claim = self._objects.get(_CLAIMS, name, pod["metadata"]["namespace"])
+            if claim is None:
+                return f'persistentvolumeclaim "{name}" not found', []
+            if is_going(claim):
+                return f'persistentvolumeclaim "{name}" is being deleted', []
+            volume = self._objects.get(_VOLUMES, claim["spec"].get("volumeName") or "")
+            if volume is None or claim["status"].get("phase") != "Bound":
+                return "pod has unbound immediate PersistentVolumeClaims", []
+            volumes.append(volume)
+        return "", volumes
+
+    def _filters(self, pod: Document, rooms: dict[str, Room], volumes: list[Document]) -> list[Filter]:
+        return [
+            _unschedulable,
+            _untolerated,
+            _unselected,
+            _ports_taken,
+            _insufficient,
+            partial(_volumes_elsewhere, volumes),
+            partial(_unspread, rooms),
+            partial(_unwelcome, rooms),
+        ]
+
+
+def claims_of(pod: Document) -> list[str]:
+    """Names of the claims that a pod mounts."""
+    found = (volume.get("persistentVolumeClaim") for volume in pod["spec"].get("volumes") or ())
+    return [claim["claimName"] for claim in found if claim]
+
+
+def _is_waiting(pod: Document) -> bool:
+    is_ours = pod["spec"].get("schedulerName") == NAME
+    return is_ours and not pod["spec"].get("nodeName") and not is_going(pod) and not is_over(pod)
+
+
+# What is said
+
+
+def _said(rooms: Mapping[str, Room], objections: Mapping[str, Objection]) -> str:
+    counts = Counter(reason for objection in objections.values() for reason in objection.reasons)
+    reasons = ", ".join(sorted(f"{count} {reason}" for reason, count in counts.items()))
+    return f"0/{len(rooms)} nodes are available: {reasons}. {_preemption(rooms, objections)}"
+
+
+def _preemption(rooms: Mapping[str, Room], objections: Mapping[str, Objection]) -> str:
+    could = sum(1 for objection in objections.values() if not objection.is_lasting)
+    counts = {_NO_VICTIMS: could, _NOT_HELPFUL: len(rooms) - could}
+    reasons = ", ".join(sorted(f"{n} {reason.rstrip('.')}" for reason, n in counts.items() if n))
+    return f"no new claims to deallocate, preemption: 0/{len(rooms)} nodes are available: {reasons}."
+
+
+# Filters, in the order of the real scheduler's
+
+
+def _unschedulable(pod: Document, room: Room) -> Objection | None:
+    taint = {"key": UNSCHEDULABLE, "effect": "NoSchedule"}
+    if room.node["spec"].get("unschedulable") and not tolerates(pod, taint):
+        return Objection(("node(s) were unschedulable",))
+    return None
+
+
+def _untolerated(pod: Document, room: Room) -> Objection | None:
+    for taint in node_taints(room.node):
+        if taint["effect"] in ("NoSchedule", "NoExecute") and not tolerates(pod, taint):
+            return Objection(("node(s) had untolerated taint(s)",))
+    return None
+
+
+def _unselected(pod: Document, room: Room) -> Objection | None:
+    return None if selects(pod, room.node) else Objection((_AFFINITY,))
+
+
+def selects(pod: Document, node: Document) -> bool:
+    """The pod's node selector and required node affinity."""
+    labels = node["metadata"].get("labels") or {}
+    wanted = pod["spec"].get("nodeSelector") or {}
+    if any(labels.get(key) != value for key, value in wanted.items()):
+        return False
+    affinity = (pod["spec"].get("affinity") or {}).get("nodeAffinity") or {}
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
+    return required is None or any(matches_term(term, node) for term in required["nodeSelectorTerms"])
+
+
+def matches_term(term: Document, node: Document) -> bool:
+    """A NodeSelectorTerm; an empty one matches nothing."""
+    labels = node["metadata"].get("labels") or {}
+    fields = {"metadata.name": node["metadata"]["name"]}
+    asked = [(labels, e) for e in term.get("matchExpressions") or ()]
+    asked += [(fields, e) for e in term.get("matchFields") or ()]
+    return bool(asked) and all(_holds(expression, of) for of, expression in asked)
+
+
+def _holds(expression: Document, labels: Mapping[str, str]) -> bool:
+    key, operator = expression["key"], expression["operator"]
+    if operator in ("Gt", "Lt"):
+        found, bound = labels.get(key, ""), int(expression["values"][0])
+        return found.lstrip("-").isdigit() and (
+            int(found) > bound if operator == "Gt" else int(found) < bound
+        )
+    test = match_labels({"matchExpressions": [expression]})
+    return test is None or test(labels)
+
+
+def _ports_taken(pod: Document, room: Room) -> Objection | None:
+    wanted = _host_ports(pod)
+    if wanted and any(wanted & _host_ports(other) for other in room.pods):
+        why = "node(s) didn't have free ports for the requested pod ports"
+        return Objection((why,), is_lasting=False)
+    return None
+
+
+def _host_ports(pod: Document) -> set[tuple[int, str]]:
+    ports = (port for c in pod["spec"].get("containers") or () for port in c.get("ports") or ())
+    return {(port["hostPort"], port.get("protocol", "TCP")) for port in ports if port.get("hostPort")}
+
+
+def _insufficient(pod: Document, room: Room) -> Objection | None:
+    total = room.total()
+    reasons, is_lasting = [], False
+    if len(room.pods) + 1 > total.get("pods", 0):
+        reasons.append("Too many pods")
+    for name, amount in requested(pod).items():
+        have = total.get(name, Fraction(0))
+        if amount and amount > have - room.used.get(name, 0):
+            reasons.append(f"Insufficient {name}")
+            is_lasting = is_lasting or amount > have
+    return Objection(tuple(reasons), is_lasting) if reasons else None
+
+
+def _volumes_elsewhere(volumes: Iterable[Document], _: Document, room: Room) -> Objection | None:
+    for volume in volumes:
+        required = (volume["spec"].get("nodeAffinity") or {}).get("required")
+        if required and not any(matches_term(term, room.node) for term in required["nodeSelectorTerms"]):
+            return Objection(("node(s) didn't match PersistentVolume's node affinity",))
+    return None
+
+
+def _unspread(rooms: Mapping[str, Room], pod: Document, room: Room) -> Objection | None:
+    for constraint in pod["spec"].get("topologySpreadConstraints") or ():
+        if constraint["whenUnsatisfiable"] != "DoNotSchedule":
+            continue
+        key = constraint["topologyKey"]
+        if key not in room.labels:
+            return Objection((f"{_SPREAD} (missing required label)",))
+        counts = _spread_counts(rooms.values(), pod, constraint)
+        test = _selector(constraint.get("labelSelector"))
+        itself = int(test(pod["metadata"].get("labels") or {}))
+        fewest = min(counts.values(), default=0)
+        if len(counts) < constraint.get("minDomains", 1):
+            fewest = 0
+        if counts[room.labels[key]] + itself - fewest > constraint["maxSkew"]:
+            return Objection((_SPREAD,), is_lasting=False)
+    return None
+
+
+def _spread_counts(rooms: Iterable[Room], pod: Document, constraint: Document) -> Counter[str]:
+    """How many of the pods are in each domain that this pod could choose."""
+    key, test = constraint["topologyKey"], _selector(constraint.get("labelSelector"))
+    counts: Counter[str] = Counter()
+    for room in rooms:
+        if key not in room.labels or not selects(pod, room.node):
+            continue
+        if constraint.get("nodeTaintsPolicy") == "Honor" and _untolerated(pod, room):
+            continue
+        counts[room.labels[key]] += sum(
+            1
+            for other in room.pods
+            if other["metadata"]["namespace"] == pod["metadata"]["namespace"]
+            and not is_going(other)
+            and test(other["metadata"].get("labels") or {})
+        )
+    return counts
+
+
+def _selector(selector: Document | None) -> Callable[[Mapping[str, str]], bool]:
+    return match_labels(selector) or (lambda _: True)
+
+
+def _unwelcome(rooms: Mapping[str, Room], pod: Document, room: Room) -> Objection | None:
+    """Required affinity to and against other pods, and that of the others against this one."""
+    if not all(_has_company(rooms, pod, room, term) for term in _terms(pod, "podAffinity")):
+        return Objection(("node(s) didn't match pod affinity rules",))
+    for term in _terms(pod, "podAntiAffinity"):
+        if any(_meets(term, pod, other) for other in _neighbours(rooms, room, term["topologyKey"])):
+            return Objection(("node(s) didn't match pod anti-affinity rules",), is_lasting=False)
+    for elsewhere in rooms.values():
+        for other in elsewhere.pods:
+            for term in _terms(other, "podAntiAffinity"):
+                if _same(elsewhere, room, term["topologyKey"]) and _meets(term, other, pod):
+                    why = "node(s) didn't satisfy existing pods anti-affinity rules"
+                    return Objection((why,), is_lasting=False)
+    return None
+
+
+def _terms(pod: Document, kind: str) -> list[Document]:
+    affinity = (pod["spec"].get("affinity") or {}).get(kind) or {}
+    return list(affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or ())
+
+
+def _has_company(rooms: Mapping[str, Room], pod: Document, room: Room, term: Document) -> bool:
+    if term["topologyKey"] not in room.labels:
+        return False
+    if any(_meets(term, pod, other) for other in _neighbours(rooms, room, term["topologyKey"])):
+        return True
+    # The first of a group that wants to be together may go anywhere.
+    is_anywhere = any(_meets(term, pod, other) for each in rooms.values() for other in each.pods)
+    return not is_anywhere and _meets(term, pod, pod)
+
+
+def _neighbours(rooms: Mapping[str, Room], room: Room, key: str) -> Iterable[Document]:
+    return (pod for other in rooms.values() if _same(other, room, key) for pod in other.pods)
+
+
+def _same(one: Room, other: Room, key: str) -> bool:
+    return key in one.labels and one.labels[key] == other.labels.get(key)
+
+
+def _meets(term: Document, owner: Document, other: Document) -> bool:
+    """Whether `other` is one of the pods that the term of `owner` is about."""
+    namespaces = term.get("namespaces") or [owner["metadata"]["namespace"]]
+    everywhere = term.get("namespaceSelector") == {}
+    is_near = everywhere or other["metadata"]["namespace"] in namespaces
+    return is_near and _selector(term.get("labelSelector"))(other["metadata"].get("labels") or {})
+
+
+# Which of those that fit
+
+
+def _score(pod: Document, rooms: Mapping[str, Room], room: Room) -> tuple[Any, ...]:
+    """Greater is better."""
+    zone = room.labels.get("topology.kubernetes.io/zone", "")
+    siblings = _siblings(pod, room)
+    in_zone = sum(
+        _siblings(pod, other)
+        for other in rooms.values()
+        if other.labels.get("topology.kubernetes.io/zone", "") == zone
+    )
+    discouraged = sum(
+        1
+        for taint in node_taints(room.node)
+        if taint["effect"] == "PreferNoSchedule" and not tolerates(pod, taint)
+    )
+    return (
+        -discouraged,
+        _preference(pod, room),
+        -siblings,
+        -in_zone,
+        -_fullness(pod, room),
+        _order(room.name),
+    )
+
+
+def _order(name: str) -> tuple[int, ...]:
+    """Of names that are otherwise equal, the first one is best."""
+    return tuple(-ord(letter) for letter in name)
+
+
+def _preference(pod: Document, room: Room) -> int:
+    affinity = (pod["spec"].get("affinity") or {}).get("nodeAffinity") or {}
+    preferred = affinity.get("preferredDuringSchedulingIgnoredDuringExecution") or ()
+    return sum(each["weight"] for each in preferred if matches_term(each["preference"], room.node))
+
+
+def _siblings(pod: Document, room: Room) -> int:
+    owner = controller_of(pod)
+    if owner is None:
+        return 0
+    return sum(1 for other in room.pods if (controller_of(other) or {}).get("uid") == owner["uid"])
+
+
+def _fullness(pod: Document, room: Room) -> Fraction:
+    """The shares of CPU and memory that would be taken; among equals, how many pods there are."""
+    total, asked = room.total(), requested(pod)
+    shares = [
+        (room.used.get(name, Fraction(0)) + asked.get(name, Fraction(0))) / total[name]
+        for name in ("cpu", "memory")
+        if total.get(name)
+    ]
+    crowd = Fraction(len(room.pods), 10**6)
+    return sum(shares, Fraction(0)) + crowd
