@@ -141,6 +141,11 @@ class LocalKubernetes:
             self._background = Background(self.clock, running)
             self._background.start()
 
+    @property
+    def controller_failures(self) -> list[Exception]:
+        """On the machine's clock; on one that stands still, `advance` raises them."""
+        return self._background.failures if self._background is not None else []
+
     def run_kubelets(
         self, *, start_delay: timedelta = timedelta(0), stop_delay: timedelta = timedelta(0)
     ) -> Kubelets:

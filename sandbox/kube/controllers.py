@@ -1,7 +1,8 @@
 """The controllers of the stand-in, run whenever something has changed, on the cluster's clock.
 
 On a clock that stands still all of it happens within `clock.advance`, in one thread and in one order: the
-same scenario has the same course each time. With the machine's clock, `Background` moves it along.
+same scenario has the same course each time, but for generated names, which follow Python's `random`. With
+the machine's clock, `Background` moves it along.
 """
 
 from __future__ import annotations
@@ -63,15 +64,15 @@ class Controllers:
 
     def _settle(self) -> None:
         with self._store.lock:
-            for _ in range(ROUNDS):
-                self._is_due = True  # what is written below is seen by the next round
-                dirty = self._dirty()
-                if not dirty:
-                    self._is_due = False
-                    return
-                for controller in self._controllers:
-                    controller.sync(dirty)
-            self._is_due = False
+            try:
+                for _ in range(ROUNDS):
+                    dirty = self._dirty()
+                    if not dirty:
+                        return
+                    for controller in self._controllers:
+                        controller.sync(dirty)
+            finally:
+                self._is_due = False
         raise RuntimeError(f"controllers go on without end; last about {dirty}")
 
     def _dirty(self) -> Dirty:
@@ -104,6 +105,8 @@ class Background:
     def __init__(self, clock: Clock, controllers: Controllers) -> None:
         self._clock = clock
         self._controllers = controllers
+        self.failures: list[Exception] = []
+        """What controllers have failed with; tests expect none."""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kubernetes controllers", daemon=True)
 
@@ -123,7 +126,8 @@ class Background:
             self._controllers.wake.clear()
             try:
                 self._clock.advance(0)
-            except Exception:  # one controller's mistake must not end all of them; tests see what is missing
+            except Exception as error:  # one controller's mistake must not end all of them
+                self.failures.append(error)
                 logger.exception("a controller of the local Kubernetes failed")
 
 

@@ -25,6 +25,8 @@ class Objects:
         self._api = api
         self._store = api.store
         self.lock = api.store.lock
+        self._said: dict[tuple[str, str, str], str] = {}
+        """The name of the event by whom it is about (uid), reason and message."""
         self._decoded: dict[tuple[Kind, Key], tuple[int, Document]] = {}
 
     def now(self) -> datetime:
@@ -114,7 +116,7 @@ class Objects:
         by: str,
         is_warning: bool = False,
     ) -> None:
-        """An event; when the last of this reason said the same, that is counted up."""
+        """An event; when it has been said before, that is counted up."""
         metadata = about["metadata"]
         namespace = metadata.get("namespace") or "default"
         regarding = {"kind": kind.kind, "apiVersion": kind.api_version, "name": metadata["name"]}
@@ -122,13 +124,15 @@ class Objects:
         if metadata.get("namespace"):
             regarding["namespace"] = namespace
         now = rules.timestamp(self.now())
-        for known in self._events(namespace, metadata["uid"], reason):
-            if known["message"] == message:
-                fields = {"count": known.get("count", 1) + 1, "lastTimestamp": now}
-                self._api.update(kinds.EVENTS, known, {**known, **fields})
-                return
+        saying = (metadata["uid"], reason, message)
+        known = self.get(kinds.EVENTS, self._said.get(saying, ""), namespace)
+        if known is not None:
+            fields = {"count": known.get("count", 1) + 1, "lastTimestamp": now}
+            self._api.update(kinds.EVENTS, known, {**known, **fields})
+            return
+        self._said[saying] = f"{metadata['name']}.{rules.generated_suffix(16)}"
         document = {
-            "metadata": {"name": f"{metadata['name']}.{rules.generated_suffix(16)}"},
+            "metadata": {"name": self._said[saying]},
             "involvedObject": regarding,
             "type": "Warning" if is_warning else "Normal",
             "reason": reason,
@@ -140,14 +144,6 @@ class Objects:
             "reportingComponent": by,
         }
         self.create(kinds.EVENTS, document, namespace)
-
-    def _events(self, namespace: str, uid: str, reason: str) -> list[Document]:
-        def is_same(fields: Any) -> bool:
-            return bool(fields.get("involvedObject.uid") == uid and fields.get("reason") == reason)
-
-        selection = Selection(namespace, fields=is_same)
-        found = self._store.select(kinds.EVENTS, selection)
-        return [self._decode(kinds.EVENTS, record) for record in found]
 
     def later(self, seconds: float, work: Callable[[], None]) -> None:
         """Does `work` when that time has gone by, under the lock."""

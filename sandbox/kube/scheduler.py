@@ -28,6 +28,7 @@ _CLAIMS, _VOLUMES = kinds.named("persistentvolumeclaims"), kinds.named("persiste
 _WAKING = (kinds.NODES, kinds.PODS, _CLAIMS, _VOLUMES)
 _NOT_HELPFUL = "Preemption is not helpful for scheduling."
 _NO_VICTIMS = "No preemption victims found for incoming pod."
+_ZONE = "topology.kubernetes.io/zone"
 _AFFINITY = "node(s) didn't match Pod's node affinity/selector"
 _SPREAD = "node(s) didn't match pod topology spread constraints"
 
@@ -39,6 +40,10 @@ class Room:
     node: Document
     pods: list[Document] = field(default_factory=list)
     used: dict[str, Fraction] = field(default_factory=lambda: defaultdict(Fraction))
+    total: dict[str, Fraction] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.total = amounts((self.node.get("status") or {}).get("allocatable"))
 
     @property
     def name(self) -> str:
@@ -52,9 +57,6 @@ class Room:
         self.pods.append(pod)
         for name, amount in requested(pod).items():
             self.used[name] += amount
-
-    def total(self) -> dict[str, Fraction]:
-        return amounts((self.node.get("status") or {}).get("allocatable"))
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Scheduler:
         if not fitting:
             self._refuse(pod, _said(rooms, objections))
             return
-        best = max(fitting, key=partial(_score, pod, rooms))
+        best = max(fitting, key=_scorer(pod, rooms))
         self._objects.bind(pod, best.name)
         metadata = pod["metadata"]
         message = f"Successfully assigned {metadata['namespace']}/{metadata['name']} to {best.name}"
@@ -156,10 +158,10 @@ class Scheduler:
             _untolerated,
             _unselected,
             _ports_taken,
-            _insufficient,
+            partial(_insufficient, requested(pod)),
             partial(_volumes_elsewhere, volumes),
-            partial(_unspread, rooms),
-            partial(_unwelcome, rooms),
+            _spread_filter(pod, rooms),
+            _company_filter(pod, rooms),
         ]
 
 
@@ -255,13 +257,12 @@ def _host_ports(pod: Document) -> set[tuple[int, str]]:
     return {(port["hostPort"], port.get("protocol", "TCP")) for port in ports if port.get("hostPort")}
 
 
-def _insufficient(pod: Document, room: Room) -> Objection | None:
-    total = room.total()
+def _insufficient(asked: Mapping[str, Fraction], _: Document, room: Room) -> Objection | None:
     reasons, is_lasting = [], False
-    if len(room.pods) + 1 > total.get("pods", 0):
+    if len(room.pods) + 1 > room.total.get("pods", 0):
         reasons.append("Too many pods")
-    for name, amount in requested(pod).items():
-        have = total.get(name, Fraction(0))
+    for name, amount in asked.items():
+        have = room.total.get(name, Fraction(0))
         if amount and amount > have - room.used.get(name, 0):
             reasons.append(f"Insufficient {name}")
             is_lasting = is_lasting or amount > have
@@ -276,22 +277,29 @@ def _volumes_elsewhere(volumes: Iterable[Document], _: Document, room: Room) -> 
     return None
 
 
-def _unspread(rooms: Mapping[str, Room], pod: Document, room: Room) -> Objection | None:
+def _spread_filter(pod: Document, rooms: Mapping[str, Room]) -> Filter:
+    """The pod's hard spread constraints; the pods are counted once for all nodes."""
+    labels = pod["metadata"].get("labels") or {}
+    limits: list[tuple[str, Counter[str], int]] = []
     for constraint in pod["spec"].get("topologySpreadConstraints") or ():
         if constraint["whenUnsatisfiable"] != "DoNotSchedule":
             continue
-        key = constraint["topologyKey"]
-        if key not in room.labels:
-            return Objection((f"{_SPREAD} (missing required label)",))
         counts = _spread_counts(rooms.values(), pod, constraint)
-        test = _selector(constraint.get("labelSelector"))
-        itself = int(test(pod["metadata"].get("labels") or {}))
         fewest = min(counts.values(), default=0)
         if len(counts) < constraint.get("minDomains", 1):
             fewest = 0
-        if counts[room.labels[key]] + itself - fewest > constraint["maxSkew"]:
-            return Objection((_SPREAD,), is_lasting=False)
-    return None
+        itself = int(_selector(constraint.get("labelSelector"))(labels))
+        limits.append((constraint["topologyKey"], counts, constraint["maxSkew"] + fewest - itself))
+
+    def unspread(_: Document, room: Room) -> Objection | None:
+        for key, counts, limit in limits:
+            if key not in room.labels:
+                return Objection((f"{_SPREAD} (missing required label)",))
+            if counts[room.labels[key]] > limit:
+                return Objection((_SPREAD,), is_lasting=False)
+        return None
+
+    return unspread
 
 
 def _spread_counts(rooms: Iterable[Room], pod: Document, constraint: Document) -> Counter[str]:
@@ -317,43 +325,53 @@ def _selector(selector: Document | None) -> Callable[[Mapping[str, str]], bool]:
     return match_labels(selector) or (lambda _: True)
 
 
-def _unwelcome(rooms: Mapping[str, Room], pod: Document, room: Room) -> Objection | None:
+def _company_filter(pod: Document, rooms: Mapping[str, Room]) -> Filter:
     """Required affinity to and against other pods, and that of the others against this one."""
-    if not all(_has_company(rooms, pod, room, term) for term in _terms(pod, "podAffinity")):
-        return Objection(("node(s) didn't match pod affinity rules",))
-    for term in _terms(pod, "podAntiAffinity"):
-        if any(_meets(term, pod, other) for other in _neighbours(rooms, room, term["topologyKey"])):
+    wanted = [(term, _domains(term, pod, rooms)) for term in _terms(pod, "podAffinity")]
+    shunned = [(term["topologyKey"], _domains(term, pod, rooms)) for term in _terms(pod, "podAntiAffinity")]
+    guarded = _guarded(pod, rooms)
+
+    def unwelcome(_: Document, room: Room) -> Objection | None:
+        for term, there in wanted:
+            value = room.labels.get(term["topologyKey"])
+            # The first of a group that wants to be together may go anywhere.
+            is_first = not there and _meets(term, pod, pod)
+            if value is None or (value not in there and not is_first):
+                return Objection(("node(s) didn't match pod affinity rules",))
+        if any(room.labels.get(key) in there for key, there in shunned):
             return Objection(("node(s) didn't match pod anti-affinity rules",), is_lasting=False)
-    for elsewhere in rooms.values():
-        for other in elsewhere.pods:
-            for term in _terms(other, "podAntiAffinity"):
-                if _same(elsewhere, room, term["topologyKey"]) and _meets(term, other, pod):
-                    why = "node(s) didn't satisfy existing pods anti-affinity rules"
-                    return Objection((why,), is_lasting=False)
-    return None
+        if any(room.labels.get(key) == value for key, value in guarded):
+            why = "node(s) didn't satisfy existing pods anti-affinity rules"
+            return Objection((why,), is_lasting=False)
+        return None
+
+    return unwelcome
+
+
+def _domains(term: Document, pod: Document, rooms: Mapping[str, Room]) -> set[str]:
+    """Where pods are that the term of `pod` is about: values of the term's topology label."""
+    key = term["topologyKey"]
+    return {
+        room.labels[key]
+        for room in rooms.values()
+        if key in room.labels and any(_meets(term, pod, other) for other in room.pods)
+    }
+
+
+def _guarded(pod: Document, rooms: Mapping[str, Room]) -> set[tuple[str, str]]:
+    """Topology labels of nodes whose pods shun this one."""
+    return {
+        (term["topologyKey"], room.labels[term["topologyKey"]])
+        for room in rooms.values()
+        for other in room.pods
+        for term in _terms(other, "podAntiAffinity")
+        if term["topologyKey"] in room.labels and _meets(term, other, pod)
+    }
 
 
 def _terms(pod: Document, kind: str) -> list[Document]:
     affinity = (pod["spec"].get("affinity") or {}).get(kind) or {}
     return list(affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or ())
-
-
-def _has_company(rooms: Mapping[str, Room], pod: Document, room: Room, term: Document) -> bool:
-    if term["topologyKey"] not in room.labels:
-        return False
-    if any(_meets(term, pod, other) for other in _neighbours(rooms, room, term["topologyKey"])):
-        return True
-    # The first of a group that wants to be together may go anywhere.
-    is_anywhere = any(_meets(term, pod, other) for each in rooms.values() for other in each.pods)
-    return not is_anywhere and _meets(term, pod, pod)
-
-
-def _neighbours(rooms: Mapping[str, Room], room: Room, key: str) -> Iterable[Document]:
-    return (pod for other in rooms.values() if _same(other, room, key) for pod in other.pods)
-
-
-def _same(one: Room, other: Room, key: str) -> bool:
-    return key in one.labels and one.labels[key] == other.labels.get(key)
 
 
 def _meets(term: Document, owner: Document, other: Document) -> bool:
@@ -367,28 +385,25 @@ def _meets(term: Document, owner: Document, other: Document) -> bool:
 # Which of those that fit
 
 
-def _score(pod: Document, rooms: Mapping[str, Room], room: Room) -> tuple[Any, ...]:
-    """Greater is better."""
-    zone = room.labels.get("topology.kubernetes.io/zone", "")
-    siblings = _siblings(pod, room)
-    in_zone = sum(
-        _siblings(pod, other)
-        for other in rooms.values()
-        if other.labels.get("topology.kubernetes.io/zone", "") == zone
-    )
-    discouraged = sum(
-        1
-        for taint in node_taints(room.node)
-        if taint["effect"] == "PreferNoSchedule" and not tolerates(pod, taint)
-    )
-    return (
-        -discouraged,
-        _preference(pod, room),
-        -siblings,
-        -in_zone,
-        -_fullness(pod, room),
-        _order(room.name),
-    )
+def _scorer(pod: Document, rooms: Mapping[str, Room]) -> Callable[[Room], tuple[Any, ...]]:
+    """Greater is better: what is preferred, then how well it spreads, then how much is left."""
+    asked = requested(pod)
+    siblings = {room.name: _siblings(pod, room) for room in rooms.values()}
+    by_zone: Counter[str] = Counter()
+    for room in rooms.values():
+        by_zone[room.labels.get(_ZONE, "")] += siblings[room.name]
+
+    def score(room: Room) -> tuple[Any, ...]:
+        discouraged = sum(
+            1
+            for taint in node_taints(room.node)
+            if taint["effect"] == "PreferNoSchedule" and not tolerates(pod, taint)
+        )
+        crowd = by_zone[room.labels.get(_ZONE, "")]
+        spread = (-siblings[room.name], -crowd)
+        return (-discouraged, _preference(pod, room), *spread, -_fullness(asked, room), _order(room.name))
+
+    return score
 
 
 def _order(name: str) -> tuple[int, ...]:
@@ -409,13 +424,11 @@ def _siblings(pod: Document, room: Room) -> int:
     return sum(1 for other in room.pods if (controller_of(other) or {}).get("uid") == owner["uid"])
 
 
-def _fullness(pod: Document, room: Room) -> Fraction:
+def _fullness(asked: Mapping[str, Fraction], room: Room) -> float:
     """The shares of CPU and memory that would be taken; among equals, how many pods there are."""
-    total, asked = room.total(), requested(pod)
     shares = [
-        (room.used.get(name, Fraction(0)) + asked.get(name, Fraction(0))) / total[name]
+        float(room.used.get(name, 0) + asked.get(name, 0)) / float(room.total[name])
         for name in ("cpu", "memory")
-        if total.get(name)
+        if room.total.get(name)
     ]
-    crowd = Fraction(len(room.pods), 10**6)
-    return sum(shares, Fraction(0)) + crowd
+    return sum(shares) + len(room.pods) / 10**6

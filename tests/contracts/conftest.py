@@ -80,6 +80,7 @@ def stand_in() -> Iterator[StandIn]:
         with NodeAgent(kubernetes.client(), heartbeat=timedelta(seconds=1)) as agent:
             yield StandIn(kubernetes, agent)
             assert agent.refusals == {}
+        assert kubernetes.controller_failures == []
 
 
 @pytest.fixture(params=["stand-in", REAL])
