@@ -25,7 +25,7 @@ start: setup           ## the local Functions host with Azurite, until Ctrl-C
 	@$(PY) -m sandbox host
 
 test: setup $(RUNTIME) ## unit, clients, functions, scenarios; ARGS="-k name" is handed to pytest
-	@$(PYTEST) -m "not e2e" --cov --cov-report= $(ARGS)
+	@$(PYTEST) -m "not e2e" -n 2 --dist loadfile --cov --cov-report= $(ARGS)
 	@echo "coverage of function_app, functions and shared: $$($(PY) -m coverage report --format=total) %"
 
 check: check-format check-lint check-types check-imports check-repository  ## `make -k check` goes on after a failure
