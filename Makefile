@@ -5,6 +5,8 @@ PYTHON ?= $(shell sh sandbox/find-python)
 PY      = .venv/bin/python
 DONE    = .venv/done
 PIP     = $(PY) -m pip --disable-pip-version-check -q install
+# The locks name every package, so pip need not resolve: pip would look at newer releases first and stop at their hashes.
+LOCKED  = --no-deps --require-hashes -r
 LOCK    = .venv/bin/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes \
           --no-header --no-emit-index-url $(if $(UPGRADE),--upgrade)
 PYTEST  = $(PY) -m pytest
@@ -72,23 +74,23 @@ clean:                 ## remove everything set-up and tests have made
 
 $(DONE)/python: .venv/bin/python requirements-dev.txt pyproject.toml
 	@echo "  - Python packages from requirements-dev.txt"
-	@$(PIP) --require-hashes -r requirements-dev.txt
+	@$(PIP) $(LOCKED) requirements-dev.txt
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@mkdir -p $(DONE) && touch $@
 
 .venv-%/done: requirements-dev.txt pyproject.toml | $(DONE)/python
 	@echo "  - a second environment, .venv-$*, to test under Python $*"
 	@$$(sh sandbox/find-python $*) -m venv .venv-$*
-	@.venv-$*/bin/python -m pip --disable-pip-version-check -q install --require-hashes -r requirements-dev.txt
+	@.venv-$*/bin/python -m pip --disable-pip-version-check -q install $(LOCKED) requirements-dev.txt
 	@.venv-$*/bin/python -m pip --disable-pip-version-check -q install --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(DONE)/node: requirements-node.txt | $(DONE)/python
-	@if ! $(PY) -m sandbox.tools has node; then echo "  - Node.js from requirements-node.txt, as this machine has none"; $(PIP) --require-hashes -r requirements-node.txt; fi
+	@if ! $(PY) -m sandbox.tools has node; then echo "  - Node.js from requirements-node.txt, as this machine has none"; $(PIP) $(LOCKED) requirements-node.txt; fi
 	@touch $@
 
 $(DONE)/etcd: requirements-etcd.txt | $(DONE)/python
-	@if ! $(PY) -m sandbox.tools has etcd; then echo "  - etcd from requirements-etcd.txt, as this machine has none"; $(PIP) --require-hashes -r requirements-etcd.txt; fi
+	@if ! $(PY) -m sandbox.tools has etcd; then echo "  - etcd from requirements-etcd.txt, as this machine has none"; $(PIP) $(LOCKED) requirements-etcd.txt; fi
 	@touch $@
 
 node_modules/.package-lock.json: package.json package-lock.json | $(DONE)/node
