@@ -24,18 +24,21 @@ from shared.log import install_redaction
 from shared.model.duration import parse_duration
 
 if TYPE_CHECKING:
+    from azure.core.credentials import TokenCredential
     from azure.data.tables import TableServiceClient
     from azure.storage.blob import BlobServiceClient
     from azure.storage.queue import QueueServiceClient
 
+    from shared.clients.arm import Arm
     from shared.clients.blob import BlobStore
     from shared.clients.eventgrid import Topic
+    from shared.clients.kube import KubeClient
     from shared.clients.queue import Queue
     from shared.clients.table import Table
     from shared.runtime.claim import Claims
     from shared.runtime.journal import Journal
     from shared.runtime.operation import OperationRecords
-    from shared.settings import Settings
+    from shared.settings import Cluster, KubernetesConnection, Settings
 
 SETTINGS_TTL_SECONDS = 60
 """How long a worker goes on with a configuration read from a blob; a file is read when it changes."""
@@ -44,10 +47,16 @@ HOST_JSON = Path(__file__).resolve().parents[1] / "host.json"
 
 
 class Clients:
-    """What automations and triggers reach the outside with. `environ` holds the app settings."""
+    """What automations and triggers reach the outside with. `environ` holds the app settings; `credential`
+    stands in for the app's own Entra identity, where a caller has another.
+    """
 
-    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self, environ: Mapping[str, str] = os.environ, credential: TokenCredential | None = None
+    ) -> None:
         self.environ = environ
+        self._credential = credential
+        self._kube: dict[KubernetesConnection, KubeClient] = {}
         self._settings: tuple[int, Settings] | None = None
         self._lock = threading.RLock()
 
@@ -85,6 +94,34 @@ class Clients:
         from shared.clients.table import Table
 
         return Table(self._table_service.get_table_client(name))
+
+    def kube(self, cluster: Cluster) -> KubeClient:
+        """The cluster's API server; SettingsError when the configuration does not say where it is."""
+        from shared.clients.kube import kube_client
+
+        connection = cluster.kubernetes
+        if connection is None:
+            raise SettingsError(
+                f"cluster '{cluster.name}' has no 'kubernetes' in the configuration; add its API server"
+            )
+        with self._lock:
+            if connection not in self._kube:
+                self._kube[connection] = kube_client(connection, self.environ, lambda: self.credential)
+            return self._kube[connection]
+
+    @cached_property
+    def arm(self) -> Arm:
+        """Azure Resource Manager, as the app's identity sees it."""
+        from shared.clients.arm import arm
+
+        return arm(self.environ, credential=self.credential, now=self.now)
+
+    @cached_property
+    def credential(self) -> TokenCredential:
+        """The app's Entra identity."""
+        from shared.clients.storage import credential
+
+        return self._credential or credential(self.environ)
 
     @cached_property
     def claims(self) -> Claims:

@@ -70,6 +70,61 @@ class EtcdConnection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", 
     """Password of `user`."""
 
 
+class KubernetesConnection(
+    msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
+):
+    """How to reach a cluster's API server: a kubeconfig, or `server` with one way to log in."""
+
+    kubeconfig: SecretRef | None = None
+    """A whole kubeconfig; its current context is used. Stands alone."""
+    server: Annotated[str, msgspec.Meta(pattern="^https?://", description="https://HOST:PORT")] | None = None
+    """Address of the API server (http only to this machine)."""
+    ca: SecretRef | None = None
+    """Certificates that the server's certificate is checked against; the system's by default."""
+    token: SecretRef | None = None
+    """Bearer token of a service account; read again for each request, so it may be replaced at any time."""
+    certificate: SecretRef | None = None
+    """Client certificate, where no token is used."""
+    key: SecretRef | None = None
+    """Private key of the client certificate."""
+    entra: bool = False
+    """Log in to AKS with the app's own Entra identity."""
+
+
+SubscriptionId = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$",
+        description="a subscription id, such as 00000000-0000-0000-0000-000000000000",
+    ),
+]
+ResourceGroup = Annotated[
+    str,
+    msgspec.Meta(pattern=r"^[\w().-]{0,89}[\w()-]$", description="the name of a resource group"),
+]
+ManagedClusterId = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^/[sS]ubscriptions/[0-9a-fA-F-]{36}/[rR]esource[gG]roups/[^/]+/[pP]roviders"
+        r"/[mM]icrosoft\.[cC]ontainer[sS]ervice/[mM]anaged[cC]lusters/[^/]+$",
+        description="/subscriptions/ID/resourceGroups/GROUP/providers/Microsoft.ContainerService/managedClusters/NAME",
+    ),
+]
+
+
+class AzureScope(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """Where in Azure the cluster's machines, disks and gateway are."""
+
+    subscription: SubscriptionId
+    """Subscription of the cluster."""
+    resource_groups: Annotated[tuple[ResourceGroup, ...], msgspec.Meta(min_length=1)]
+    """Groups that hold its machines and disks; for AKS the node resource group (`MC_...`)."""
+    location: Annotated[str, msgspec.Meta(pattern="^[a-z0-9]+$", description="a region, such as westeurope")]
+    """Region of the machines."""
+    managed_cluster: ManagedClusterId | None = None
+    """The AKS cluster; absent for clusters you manage yourself."""
+
+
 class Cluster(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """One Kubernetes cluster of the fleet."""
 
@@ -85,6 +140,10 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_
     """The cluster's etcd; needed for backups."""
     etcd_backup: EtcdBackupPolicy | None = None
     """Turns backups on: `{}` takes every default. Absent: no backups of this cluster."""
+    kubernetes: KubernetesConnection | None = None
+    """The cluster's API server; needed for everything but backups."""
+    azure: AzureScope | None = None
+    """The cluster's place in Azure; needed for everything but backups."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -252,6 +311,34 @@ def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
             if cluster.etcd is None:
                 yield f"{path}.etcdBackup", "backups need 'etcd' with the endpoints of this cluster beside it"
             yield from _policy_contradictions(cluster.etcd_backup, f"{path}.etcdBackup")
+        if cluster.kubernetes:
+            yield from _kubernetes_contradictions(cluster.kubernetes, f"{path}.kubernetes")
+
+
+def _kubernetes_contradictions(connection: KubernetesConnection, path: str) -> Iterator[tuple[str, str]]:
+    others = [
+        name for name in ("server", "ca", "token", "certificate", "key", "entra") if getattr(connection, name)
+    ]
+    if connection.kubeconfig:
+        if others:
+            yield path, f"'kubeconfig' stands alone; remove it or {', '.join(repr(n) for n in others)}"
+        return
+    if not connection.server:
+        yield path, "needs 'kubeconfig', or 'server' with a way to log in"
+        return
+    if (connection.certificate is None) != (connection.key is None):
+        yield path, "'certificate' and 'key' belong together; give both or neither"
+    ways = [bool(connection.token), bool(connection.certificate), connection.entra]
+    if sum(ways) != 1:
+        yield path, "needs exactly one way to log in: 'token', 'certificate' with 'key', or 'entra: true'"
+    if connection.server.startswith("http:") and not _is_this_machine(connection.server):
+        yield f"{path}.server", "a token must not travel over http; write it with https"
+
+
+def _is_this_machine(url: str) -> bool:
+    from urllib.parse import urlsplit
+
+    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def _connection_contradictions(etcd: EtcdConnection, path: str) -> Iterator[tuple[str, str]]:

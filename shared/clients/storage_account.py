@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import msgspec
 
+from shared.clients.arm import PUBLIC_ENDPOINT, arm_endpoint
 from shared.clients.azure import RETRY, TIMEOUTS, bearer_token_policy, is_loopback, translated
 from shared.errors import SettingsError
 from shared.model.backup_store import (
@@ -38,13 +38,6 @@ if TYPE_CHECKING:
     from azure.core.credentials import TokenCredential
     from azure.mgmt.storage import StorageManagementClient
     from azure.mgmt.storage import models as m
-
-ENDPOINT_SETTING = "KUBEKEEPER_ARM_ENDPOINT"
-"""App setting: where Resource Manager is, for clouds other than the public one (and for the local world)."""
-PUBLIC_ENDPOINT = "https://management.azure.com"
-ENDPOINTS = frozenset(
-    {PUBLIC_ENDPOINT, "https://management.usgovcloudapi.net", "https://management.chinacloudapi.cn"}
-)
 
 _ROLE = "give the identity 'Reader' (to check) or 'Storage Account Contributor' (to prepare) on the account"
 _REMEDIES = {
@@ -249,18 +242,6 @@ def storage_account(
         **TIMEOUTS,
     )
     return StorageAccount(client, account)
-
-
-def arm_endpoint(environ: Mapping[str, str]) -> str:
-    """Where Resource Manager is; SettingsError for a host that our token must not be sent to."""
-    endpoint = environ.get(ENDPOINT_SETTING, PUBLIC_ENDPOINT).rstrip("/")
-    url = urlsplit(endpoint)
-    if endpoint in ENDPOINTS or (url.scheme in ("http", "https") and is_loopback(endpoint) and not url.path):
-        return endpoint
-    known = ", ".join(sorted(ENDPOINTS))
-    raise SettingsError(
-        f"app setting '{ENDPOINT_SETTING}' is not a Resource Manager of Azure; expected one of {known}"
-    )
 
 
 def _text(value: str | Enum | None) -> str | None:

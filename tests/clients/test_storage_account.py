@@ -12,8 +12,9 @@ from azure.mgmt.storage import models as m
 from sandbox.arm import LocalArm
 from sandbox.asgi import Fault, on
 from sandbox.identity import ManagedIdentity
+from shared.clients.arm import arm_endpoint
 from shared.clients.azure import bearer_token_policy
-from shared.clients.storage_account import StorageAccount, arm_endpoint, storage_account
+from shared.clients.storage_account import StorageAccount, storage_account
 from shared.errors import (
     ConflictError,
     ForbiddenError,
