@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from shared.cli import backup, config, doctor, operations, plan, poison
+from shared.cli import backup, config, doctor, explain, operations, plan, poison
 from shared.cli.session import Session
 from shared.errors import (
     ApiError,
@@ -38,6 +38,7 @@ app = typer.Typer(
 )
 plan.register(app)
 operations.register(app)
+explain.register(app)
 doctor.register(app)
 app.add_typer(backup.app, name="backup")
 app.add_typer(poison.app, name="poison")

@@ -1,8 +1,7 @@
-"""`keeper run`, `status` and `explain`: send one-off operations, and see what was done and why."""
+"""`keeper run` and `status`: send one-off operations, and see what was done."""
 
 from __future__ import annotations
 
-import json
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +14,7 @@ from shared.errors import SettingsError, UnavailableError
 
 if TYPE_CHECKING:
     from shared.operations.catalogue import Operation
-    from shared.runtime.journal import Entry, Summary
+    from shared.runtime.journal import Summary
     from shared.runtime.operation import OperationRecord
 
 POLL_SECONDS = 0.5
@@ -27,7 +26,6 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `keeper`."""
     app.command("run")(run)
     app.command("status")(status)
-    app.command("explain")(explain)
 
 
 def _complete_operation(incomplete: str) -> list[tuple[str, str]]:
@@ -186,52 +184,3 @@ def _print_summary(summary: Summary) -> None:
         print_line(f"  {action['status']} {action['kind']} {action['target']}: {action['message']}")
     for left in summary.left_alone:
         print_line(f"  left alone {left['subject']} ({left['reason']}): {left['message']}")
-
-
-def explain(
-    context: typer.Context,
-    operation_id: Annotated[str, typer.Argument(metavar="OPERATION-ID", help="As 'keeper run' printed it.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-) -> int:
-    """What became of an operation, and the evidence behind each of its actions."""
-    from shared.errors import NotFoundError
-    from shared.operations.dispatch import get_operation
-
-    here = session(context)
-    record = get_operation(here.clients, operation_id)
-    entries = here.clients.journal.of_operation(operation_id)
-    if record is None and not entries:
-        raise NotFoundError(
-            f"no operation '{operation_id}' has been taken off the queue; "
-            "check the id, or that the app runs and 'keeper poison list' is empty"
-        )
-    if as_json:
-        print_json({"operation": record, "entries": entries})
-    else:
-        _print_operation(record, entries)
-    return 0
-
-
-def _print_operation(record: OperationRecord | None, entries: list[Entry]) -> None:
-    if record:
-        parameters = " ".join(f"{key}={value}" for key, value in record.parameters.items())
-        print_line(f"{record.operation} of {record.cluster} {parameters}".rstrip())
-        print_line(f"  state     {record.state}, attempts {record.attempts}")
-        print_line(f"  accepted  {when(record.accepted_at)} UTC, last change {when(record.updated_at)} UTC")
-        for name, text in (("progress", record.progress), ("message", record.message)):
-            if text:
-                print_line(f"  {name:<9} {text}")
-    for entry in reversed(entries):
-        print_line()
-        print_line(f"{when(entry.at)} {entry.status} {entry.action or entry.kind} {entry.target}".rstrip())
-        print_line(f"  {entry.reason}: {entry.message}" if entry.reason else f"  {entry.message}")
-        for line in entry.evidence:
-            print_line(f"  evidence: {line}")
-        for key, value in entry.data.items():
-            if value not in (None, "", [], {}) and key not in ("event", "final"):
-                print_line(f"  {key}: {_readable(value)}")
-
-
-def _readable(value: Any) -> str:
-    """A fact of the journal: plain values as they are, others as JSON."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
