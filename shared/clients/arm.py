@@ -58,7 +58,8 @@ _REMEDIES = {
     "SubscriptionNotFound": "check the subscription in the configuration, and the identity's tenant",
     "ResourceGroupNotFound": "check the resource group in the configuration",
 }
-_READ_RETRY: Mapping[str, Any] = {"retry_total": 2, "retry_backoff_factor": 0.5, "retry_on_status_codes": []}
+# Only what got no answer at all is asked again at once, and only reads: an answer is the caller's to judge.
+_READ_RETRY: Mapping[str, Any] = {"retry_total": 2, "retry_status": 0, "retry_backoff_factor": 0.5}
 _OPERATION_PATH = re.compile(
     r"^/subscriptions/[0-9a-f-]{36}/.*/(operations|operationresults|operationstatuses)/[^/]+$", re.IGNORECASE
 )
@@ -204,7 +205,6 @@ class Arm:
         request = HttpRequest(
             method, url, headers={"Accept": "application/json", **kind, **headers}, content=content
         )
-        # A throttled read is not repeated at once: the caller decides on what it does not know.
         retry = _READ_RETRY if method == "GET" else {"retry_total": 0}
         with translated(what, service="Resource Manager", remedies=_REMEDIES):
             response: HttpResponse = self._client.send_request(request, **retry)

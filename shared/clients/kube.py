@@ -10,7 +10,6 @@ UnavailableError, and the caller looks again.
 
 from __future__ import annotations
 
-import functools
 import ssl
 import tempfile
 import threading
@@ -36,6 +35,7 @@ from shared.secret import resolve_secret
 if TYPE_CHECKING:
     import urllib3
     from azure.core.credentials import TokenCredential
+    from kubernetes.client import Configuration
 
     from shared.settings import KubernetesConnection
 
@@ -281,8 +281,14 @@ def _from_kubeconfig(text: str) -> KubeClient:
             )
         if configuration.cert_file:
             context.load_cert_chain(configuration.cert_file, configuration.key_file)
-    read = functools.partial(configuration.get_api_key_with_prefix, "authorization")
-    return KubeClient(configuration.host, context, read)
+    return KubeClient(configuration.host, context, lambda: _header(configuration))
+
+
+def _header(configuration: Configuration) -> str | None:
+    """The Authorization header; asking for it renews a token that has run out."""
+    setting = configuration.auth_settings().get("BearerToken")
+    value = setting["value"] if setting else None
+    return str(value) if value else None
 
 
 class _EntraToken:
