@@ -194,7 +194,7 @@ class Headroom(_Part, frozen=True, kw_only=True):
     """Shown in plans."""
     count: Positive = 1
     """How many such places."""
-    requests: dict[str, str] = {"cpu": "1", "memory": "1Gi"}
+    requests: dict[str, str] = msgspec.field(default_factory=lambda: {"cpu": "1", "memory": "1Gi"})
     """What one place holds."""
     node_selector: dict[str, str] = {}
     """Labels of nodes that may hold it."""
