@@ -31,8 +31,8 @@ import msgspec
 import urllib3
 
 from sandbox.certificates import Authority
-from sandbox.etcd import free_ports
 from sandbox.kube_client import Document, KubeClient, KubeError
+from sandbox.ports import free_ports
 
 COMMANDS = ("etcd", "kube-apiserver", "kube-scheduler", "kube-controller-manager", "kubectl")
 ADMINISTRATORS = "system:masters"

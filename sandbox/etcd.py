@@ -15,7 +15,6 @@ import atexit
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from pathlib import Path
 
 from sandbox.certificates import Authority
 from sandbox.kubedata import KubeData, Loaded
+from sandbox.ports import free_ports
 from sandbox.tools import Etcd
 from sandbox.tools import etcd as newest_etcd
 from shared.clients.etcd import EtcdClient
@@ -440,18 +440,6 @@ class EtcdCluster:
         raise RuntimeError(
             f"etcd: waited {START_TIMEOUT_SECONDS:.0f} s for {what}: {_tail(self.members[0].log)}"
         )
-
-
-def free_ports(count: int) -> list[int]:
-    """Distinct loopback ports that were free a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def _ends_with_us() -> list[str]:

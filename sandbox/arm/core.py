@@ -296,6 +296,8 @@ class Core:
         self.clock = clock
         self.directory = directory
         self.types = {known.name.lower(): known for known in types}
+        self.truth_listeners: list[Callable[[str], None]] = []
+        """Told of machines by vmId, whatever state is put in place; see `Truth.listen`."""
         self.lock = threading.RLock()
         """Held while a request is worked on; hold it to read or change several things at once."""
         self.reset()
@@ -331,6 +333,8 @@ class Core:
     @state.setter
     def state(self, state: State) -> None:
         self._state = state
+        for listener in self.truth_listeners:
+            state.truth.listen(listener)
         state.at = _text(self.clock.now())
         self._running = {key: work for key, work in state.operations.items() if work.running}
         for operation in self._running.values():
@@ -352,6 +356,11 @@ class Core:
     def throttle(self, seconds: float, method: str = "*", path: str = "") -> None:
         """Refuse matching requests (see `sandbox.asgi.on`) with 429 until the clock has moved that far."""
         self._closed.append((on(method, path), self.clock.now() + timedelta(seconds=seconds)))
+
+    def listen(self, listener: Callable[[str], None]) -> None:
+        """Tell of every machine that boots, stops or goes; see `Truth.listen`."""
+        self.truth_listeners.append(listener)
+        self.state.truth.listen(listener)
 
     def read_stale(self, seconds: float, path: str = "", times: float = math.inf) -> None:
         """Let matching reads answer what was true `seconds` ago."""

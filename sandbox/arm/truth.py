@@ -8,6 +8,9 @@ LUN, so two pods would then share one file system).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
 import msgspec
 
 DETACHED_WHILE_MOUNTED = "DetachedWhileMounted"
@@ -42,13 +45,23 @@ class Machine(msgspec.Struct, kw_only=True):
     mounts: dict[str, int] = msgspec.field(default_factory=dict)
 
 
-class Truth(msgspec.Struct, kw_only=True):
+class Truth(msgspec.Struct, kw_only=True, weakref=True, eq=False):
     """All machines by vmId, and the damage done. Ids are compared without regard to case."""
 
     machines: dict[str, Machine] = msgspec.field(default_factory=dict)
     corruptions: list[Corruption] = msgspec.field(default_factory=list)
     unhealthy_backends: dict[str, str] = msgspec.field(default_factory=dict)
     """Addresses behind gateways that do not answer their probe, and why."""
+
+    def listen(self, listener: Callable[[str], None]) -> None:
+        """Calls back with the vmId whenever a machine boots, stops, goes, or its kubelet dies or lives again;
+        in the middle of that change, so that the listener may only make a note of it.
+        """
+        _LISTENERS.setdefault(self, []).append(listener)
+
+    def _changed(self, vm_id: str) -> None:
+        for listener in _LISTENERS.get(self, ()):
+            listener(vm_id)
 
     # --- what tests and node agents do ---
 
@@ -79,11 +92,14 @@ class Truth(msgspec.Struct, kw_only=True):
 
     def kill_kubelet(self, machine: str) -> None:
         """The machine and its containers go on."""
-        self.machine(machine).kubelet_alive = False
+        found = self.machine(machine)
+        found.kubelet_alive = False
+        self._changed(found.vm_id)
 
     def revive_kubelet(self, machine: str) -> None:
         found = self.machine(machine)
         found.kubelet_alive = found.running
+        self._changed(found.vm_id)
 
     def crash(self, machine: str) -> None:
         """The machine dies, as with its host; Azure does not know."""
@@ -100,11 +116,13 @@ class Truth(msgspec.Struct, kw_only=True):
             machine.running = machine.kubelet_alive = True
             machine.boots += 1
             machine.mounts.clear()
+            self._changed(vm_id)
 
     def stopped(self, vm_id: str) -> None:
         if (machine := self.machines.get(vm_id)) is not None:
             machine.running = machine.kubelet_alive = False
             machine.mounts.clear()
+            self._changed(vm_id)
 
     def detached(self, vm_id: str, disk: str, at: str, *, forced: bool = False) -> None:
         """The disk leaves the machine. A mount in a running machine stays, and is stale from here on."""
@@ -146,3 +164,7 @@ class Truth(msgspec.Struct, kw_only=True):
                 mounted_disk=mounted_disk,
             )
         )
+
+
+# Beside the structure and not in it, since that is what gets saved.
+_LISTENERS: WeakKeyDictionary[Truth, list[Callable[[str], None]]] = WeakKeyDictionary()

@@ -22,6 +22,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Self
@@ -35,10 +36,10 @@ from sandbox.clock import Clock
 from sandbox.controlplane import kubeconfig_document
 from sandbox.kube import access, kinds, rules
 from sandbox.kube.api import KubeApi
-from sandbox.kube.controllers import Background, Controllers
+from sandbox.kube.controllers import Background, Controller, Controllers
 from sandbox.kube.endpoints import EndpointSlices
 from sandbox.kube.kinds import Kind
-from sandbox.kube.kubelets import Act, Driver, Kubelets
+from sandbox.kube.kubelets import Act, Driver, Kubelets, nothing
 from sandbox.kube.lifecycle import (
     EVICTION_INTERVAL,
     GC_PERIOD,
@@ -141,18 +142,33 @@ class LocalKubernetes:
             self._background = Background(self.clock, running)
             self._background.start()
 
+    def add_controller(self, make: Callable[[Objects], Controller]) -> None:
+        """One more controller, made of what controllers see."""
+        assert self._controllers is not None, "run_controllers comes first"
+        with self.store.lock:
+            self._controllers.add(make(self._objects))
+
     @property
     def controller_failures(self) -> list[Exception]:
         """On the machine's clock; on one that stands still, `advance` raises them."""
         return self._background.failures if self._background is not None else []
 
     def run_kubelets(
-        self, *, start_delay: timedelta = timedelta(0), stop_delay: timedelta = timedelta(0)
+        self,
+        *,
+        start_delay: timedelta = timedelta(0),
+        stop_delay: timedelta = timedelta(0),
+        mount: Act = nothing,
+        unmount: Act = nothing,
     ) -> Kubelets:
-        """Nodes on this cluster's clock; their containers take so long to start and to stop."""
+        """Nodes on this cluster's clock; their containers take so long to start and to stop. Both acts are
+        called with a volume's handle and a node's name.
+        """
         assert self._controllers is not None, "run_controllers comes first"
         with self.store.lock:
-            kubelets = Kubelets(self._objects, start_delay=start_delay, stop_delay=stop_delay)
+            kubelets = Kubelets(
+                self._objects, start_delay=start_delay, stop_delay=stop_delay, mount=mount, unmount=unmount
+            )
             self._controllers.add(kubelets)
         return kubelets
 
@@ -202,6 +218,14 @@ class LocalKubernetes:
         if "status" in document:
             created["status"] = {**(created.get("status") or {}), **document["status"]}
         return self.store.write(kind, created)
+
+    def remove(self, kind: Kind, name: str, namespace: str = "", *, grace: int | None = None) -> None:
+        """Begins a deletion, as anyone's DELETE would; nothing happens when there is no such object."""
+        with self.store.lock:
+            record = self.store.get(kind, (namespace, name))
+            if record is not None:
+                options = {} if grace is None else {"gracePeriodSeconds": grace}
+                self.api.delete(kind, record.decode(), options)
 
     def objects(self, kind: Kind, namespace: str = "") -> list[Document]:
         """What there is of a kind, decoded."""

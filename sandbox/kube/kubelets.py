@@ -27,10 +27,25 @@ from sandbox.node_agent import HEARTBEAT, Pod, new_node, node_conditions, pod_co
 
 LEASES = kinds.named("leases", "coordination.k8s.io")
 RETRY = timedelta(seconds=1)
+MOUNT_RETRY = timedelta(seconds=2)
 _LEASE_SPACE = "kube-node-lease"
 
-Act = Callable[[str, str], None]
-"""Called with (volume handle, node name); raises to refuse."""
+Act = Callable[[str, str], Mapping[str, str] | None]
+"""Called with (volume handle, node name); raises to refuse, or `NotYet`. What attaching returns is what the
+kubelet is told about it.
+"""
+
+
+class NotYet(Exception):  # noqa: N818 - nothing is wrong
+    """The driver is still at it; to be asked again after `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"not finished, {seconds:g} s to go")
+        self.seconds = seconds
+
+
+def nothing(_: str, __: str) -> None:
+    """No one cares what is mounted."""
 
 
 @dataclass
@@ -44,7 +59,11 @@ class _Kubelet:
 
 
 class Kubelets:
-    """The kubelets of the nodes that joined. `start_delay` and `stop_delay` are their containers'."""
+    """The kubelets of the nodes that joined. `start_delay` and `stop_delay` are their containers'.
+
+    `mount` and `unmount` are called as pods start to use volumes and have stopped to, on kubelets that live;
+    a mount that is refused is tried again, and the pod waits.
+    """
 
     def __init__(
         self,
@@ -53,8 +72,15 @@ class Kubelets:
         heartbeat: timedelta = HEARTBEAT,
         start_delay: timedelta = timedelta(0),
         stop_delay: timedelta = timedelta(0),
+        mount: Act = nothing,
+        unmount: Act = nothing,
     ) -> None:
         self._objects = objects
+        self._mount = mount
+        self._unmount = unmount
+        self._retrying: set[str] = set()
+        self._holders: dict[Key, set[str]] = {}
+        """Which kubelets have volumes for a pod of that name."""
         self._start_delay = start_delay.total_seconds()
         self._stop_delay = stop_delay.total_seconds()
         self._nodes: dict[str, _Kubelet] = {}
@@ -72,8 +98,11 @@ class Kubelets:
         capacity: Mapping[str, str] | None = None,
         taints: Sequence[Document] = (),
         provider_id: str = "",
+        allocatable: Mapping[str, str] | None = None,
     ) -> None:
-        """Registers a node that is Ready; 4 CPUs, 16 GiB and 110 pods, unless `capacity` says otherwise."""
+        """Registers a node that is Ready; 4 CPUs, 16 GiB and 110 pods, unless `capacity` says otherwise; all
+        of it for pods, unless `allocatable` does.
+        """
         options = {"zone": zone, "provider_id": provider_id}
         with self._objects.lock:
             now, address = self._objects.now(), self._address()
@@ -86,11 +115,24 @@ class Kubelets:
                 taints=taints,
                 **options,
             )
+            document["status"]["allocatable"] = {**document["status"]["capacity"], **(allocatable or {})}
             created = self._objects.create(kinds.NODES, document)
             if created is None:
                 raise ValueError(f"there is a node {name} already: wake it, or delete it first")
             kubelet = self._nodes[name] = _Kubelet(name, created["metadata"]["uid"], address)
             self._renew(kubelet)
+
+    def has(self, name: str) -> bool:
+        """Whether a kubelet of that name has joined and not left, silent or not."""
+        return name in self._nodes
+
+    def adopt(self, name: str) -> None:
+        """A new kubelet takes over the Node that another one has left behind, and is `wake`d as that one."""
+        with self._objects.lock:
+            node = self._objects.get(kinds.NODES, name)
+            assert node is not None, f"there is no node {name} to adopt"
+            address = node["status"]["addresses"][0]["address"]
+            self._nodes[name] = _Kubelet(name, node["metadata"]["uid"], address, is_silent=True)
 
     def leave(self, name: str) -> None:
         """The kubelet is gone for good; its Node stays, as it does when a VM is deleted."""
@@ -117,7 +159,9 @@ class Kubelets:
             for pod in self._objects.pods_on(name):
                 self._handle(kubelet, pod)
                 if pod["status"].get("phase") == "Running" and not is_going(pod):
-                    self.set_ready(*key_of(pod), ready=True)
+                    # After a reboot nothing is mounted; mounting once more does no harm.
+                    is_usable = not self._wants_volumes(kubelet, pod) or self._mount_all(kubelet, pod)
+                    self.set_ready(*key_of(pod), ready=is_usable)
 
     def set_ready(self, namespace: str, name: str, *, ready: bool) -> None:
         """Whether the pod's readiness probe succeeds."""
@@ -154,9 +198,9 @@ class Kubelets:
     def sync(self, dirty: Dirty) -> None:
         for namespace, name in sorted(dirty.get(kinds.PODS, ())):
             pod = self._objects.get(kinds.PODS, name, namespace)
-            if pod is None:
-                self._release((namespace, name))
-            elif kubelet := self._nodes.get(pod["spec"].get("nodeName") or ""):
+            node = (pod["spec"].get("nodeName") or "") if pod is not None else ""
+            self._release((namespace, name), node)
+            if pod is not None and (kubelet := self._nodes.get(node)):
                 self._handle(kubelet, pod)
         for _, name in sorted(dirty.get(kinds.NODES, ())):
             if (kubelet := self._nodes.get(name)) and kubelet.volumes:
@@ -189,6 +233,11 @@ class Kubelets:
         pod = self._current(kubelet, key, uid)
         if pod is None or is_going(pod) or pod["status"].get("phase") != "Pending":
             return
+        if not self._mount_all(kubelet, pod):
+            if uid not in self._retrying:
+                self._retrying.add(uid)
+                self._objects.later(MOUNT_RETRY.total_seconds(), lambda: self._start_again(kubelet, key, uid))
+            return
         now = self._objects.now()
         read = msgspec.convert(pod, Pod)
         status = running_status(read, now, host=kubelet.address, address=self._address())
@@ -196,6 +245,12 @@ class Kubelets:
         kept = [c for c in pod["status"].get("conditions") or () if c["type"] not in new]
         status["conditions"] = [*kept, *status["conditions"]]
         self._objects.change_status(kinds.PODS, pod, **status)
+
+    def _start_again(self, kubelet: _Kubelet, key: Key, uid: str) -> None:
+        self._retrying.discard(uid)
+        pod = self._current(kubelet, key, uid)
+        if pod is not None and self._has_volumes(kubelet, pod):
+            self._start(kubelet, key, uid)
 
     def _finish(self, kubelet: _Kubelet, key: Key, uid: str) -> None:
         pod = self._current(kubelet, key, uid)
@@ -205,28 +260,56 @@ class Kubelets:
     # Volumes
 
     def _has_volumes(self, kubelet: _Kubelet, pod: Document) -> bool:
-        wanted = {unique_name(volume) for volume in volumes_to_attach(self._objects, pod)}
+        wanted = self._wants_volumes(kubelet, pod)
         if not wanted:
             return True
-        if key_of(pod) not in kubelet.volumes:
-            kubelet.volumes[key_of(pod)] = wanted
-            self._report_volumes(kubelet)
         node = self._objects.get(kinds.NODES, kubelet.name)
         attached = (node or {"status": {}})["status"].get("volumesAttached") or ()
         return wanted <= {volume["name"] for volume in attached}
 
-    def _release(self, key: Key) -> None:
-        for kubelet in self._nodes.values():
-            if key in kubelet.volumes and not kubelet.is_silent:
-                del kubelet.volumes[key]
+    def _wants_volumes(self, kubelet: _Kubelet, pod: Document) -> set[str]:
+        """Unique names; noted and reported as in use."""
+        wanted = {unique_name(volume) for volume in volumes_to_attach(self._objects, pod)}
+        if wanted and key_of(pod) not in kubelet.volumes:
+            kubelet.volumes[key_of(pod)] = wanted
+            self._holders.setdefault(key_of(pod), set()).add(kubelet.name)
+            self._report_volumes(kubelet)
+        return wanted
+
+    def _mount_all(self, kubelet: _Kubelet, pod: Document) -> bool:
+        """False when one of the pod's volumes cannot be mounted, which an event tells."""
+        for volume in volumes_to_attach(self._objects, pod):
+            try:
+                self._mount(volume["spec"]["csi"]["volumeHandle"], kubelet.name)
+            except Exception as error:  # noqa: BLE001 - whatever mounting fails with is told by the event
+                name = volume["metadata"]["name"]
+                message = f'MountVolume.MountDevice failed for volume "{name}" : {error}'
+                by = "kubelet"
+                self._objects.tell(kinds.PODS, pod, "FailedMount", message, by=by, is_warning=True)
+                return False
+        return True
+
+    def _release(self, key: Key, now_on: str) -> None:
+        """The pod has gone from where it was; another one of its name may be there already."""
+        for name in sorted(self._holders.get(key, set()) - {now_on}):
+            kubelet = self._nodes.get(name)
+            if kubelet is not None and key in kubelet.volumes and not kubelet.is_silent:
+                self._forget(kubelet, key)
                 self._report_volumes(kubelet)
+
+    def _forget(self, kubelet: _Kubelet, key: Key) -> None:
+        """The pod has gone: what no other pod here uses is unmounted."""
+        gone = kubelet.volumes.pop(key)
+        self._holders[key].discard(kubelet.name)
+        for name in sorted(gone - self.in_use(kubelet.name)):
+            self._unmount(name.partition("^")[2], kubelet.name)
 
     def _report_volumes(self, kubelet: _Kubelet) -> None:
         """What is used by pods that are still there; a kubelet that was away unmounts the rest first."""
         for key in list(kubelet.volumes):
             pod = self._objects.get(kinds.PODS, key[1], key[0])
             if pod is None or pod["spec"].get("nodeName") != kubelet.name:
-                del kubelet.volumes[key]
+                self._forget(kubelet, key)
         node = self._objects.get(kinds.NODES, kubelet.name)
         if node is not None:
             used = sorted(self.in_use(kubelet.name))
@@ -268,31 +351,44 @@ class Driver:
         if self._finalizer not in finalizers:
             changed = {**metadata, "finalizers": [*finalizers, self._finalizer]}
             attachment = self._objects.change(kinds.ATTACHMENTS, attachment, metadata=changed)
-        error = self._try(self._attach, attachment)
-        status = {"attached": error is None, "attachError": error}
+        try:
+            metadata, error = self._try(self._attach, attachment)
+        except NotYet:
+            return
+        status: Document = {"attached": error is None, "attachError": error}
+        status |= {"attachmentMetadata": dict(metadata)} if metadata else {}
         self._objects.change_status(kinds.ATTACHMENTS, attachment, **status)
 
     def _let_go(self, attachment: Document) -> None:
         metadata = attachment["metadata"]
         if self._finalizer not in (metadata.get("finalizers") or ()):
             return
-        error = self._try(self._detach, attachment)
+        try:
+            _, error = self._try(self._detach, attachment)
+        except NotYet:
+            return
         if error is not None:
             self._objects.change_status(kinds.ATTACHMENTS, attachment, detachError=error)
             return
         kept = [name for name in metadata["finalizers"] if name != self._finalizer]
         self._objects.change(kinds.ATTACHMENTS, attachment, metadata={**metadata, "finalizers": kept})
 
-    def _try(self, act: Act, attachment: Document) -> Document | None:
-        """What went wrong, as the object's status says it."""
+    def _try(self, act: Act, attachment: Document) -> tuple[Mapping[str, str] | None, Document | None]:
+        """What was returned, and what went wrong as the object's status says it; `NotYet` passes."""
         name, spec = attachment["metadata"]["name"], attachment["spec"]
         try:
-            act(self._handle_of(spec["source"]["persistentVolumeName"]), spec["nodeName"])
+            return act(self._handle_of(spec["source"]["persistentVolumeName"]), spec["nodeName"]), None
+        except NotYet as later:
+            self._later(name, later.seconds)
+            raise
         except Exception as error:  # noqa: BLE001 - whatever the driver says no with is shown on the object
-            self._waiting.add(name)
-            self._objects.later(RETRY.total_seconds(), lambda: self._again(name))
-            return {"message": str(error), "time": self._objects.now().strftime("%Y-%m-%dT%H:%M:%SZ")}
-        return None
+            self._later(name, RETRY.total_seconds())
+            at = self._objects.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+            return None, {"message": str(error), "time": at}
+
+    def _later(self, name: str, seconds: float) -> None:
+        self._waiting.add(name)
+        self._objects.later(seconds, lambda: self._again(name))
 
     def _handle_of(self, volume: str) -> str:
         found = self._objects.get(VOLUMES, volume)

@@ -275,7 +275,8 @@ def test_a_thousand_seconds_pass_in_less_than_two(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("500m", 0.5), ("16Gi", 16 * 1024**3), ("1.5k", 1500), ("1e3", 1000), ("0", 0)]
+    ("text", "value"),
+    [("500m", 0.5), ("16Gi", 16 * 1024**3), ("12Ki", 12 * 1024), ("1.5k", 1500), ("1e3", 1000), ("0", 0)],
 )
 def test_quantities_are_read_exactly(text: str, value: float) -> None:
     assert quantity(text) == value
