@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import azure.functions as func
 
-from functions import etcd_backup, events, operations, status
+from functions import autoscaling, disk_release, etcd_backup, events, ingress_sync, operations, status
 
 app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
 
-for blueprint in (etcd_backup.blueprint, events.blueprint, operations.blueprint, status.blueprint):
-    app.register_functions(blueprint)
+for module in (autoscaling, disk_release, etcd_backup, events, ingress_sync, operations, status):
+    app.register_functions(module.blueprint)

@@ -14,8 +14,11 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from shared.autoscaling.policy import AutoscalingPolicy
+from shared.disk_release.policy import DiskReleasePolicy
 from shared.errors import NotFoundError, SettingsError
 from shared.etcd_backup.policy import Encryption, EtcdBackupPolicy
+from shared.ingress_sync.policy import IngressSyncPolicy
 from shared.model.duration import parse_duration
 from shared.settings_document import read_document
 
@@ -144,6 +147,12 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_
     """The cluster's API server; needed for everything but backups."""
     azure: AzureScope | None = None
     """The cluster's place in Azure; needed for everything but backups."""
+    autoscaling: AutoscalingPolicy | None = None
+    """Lets node pools follow demand: `{}` takes every default. Absent: no node is added or removed."""
+    disk_release: DiskReleasePolicy | None = None
+    """Frees disks that a dead VM holds: `{}` takes every default. Absent: no disk is looked at."""
+    ingress_sync: IngressSyncPolicy | None = None
+    """Turns Ingress objects into the configuration of an Application Gateway. Absent: none is touched."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -313,6 +322,11 @@ def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
             yield from _policy_contradictions(cluster.etcd_backup, f"{path}.etcdBackup")
         if cluster.kubernetes:
             yield from _kubernetes_contradictions(cluster.kubernetes, f"{path}.kubernetes")
+        for key in ("autoscaling", "disk_release", "ingress_sync"):
+            if getattr(cluster, key) is not None and (cluster.kubernetes is None or cluster.azure is None):
+                name = msgspec.structs.fields(Cluster)
+                shown = next(field.encode_name for field in name if field.name == key)
+                yield f"{path}.{shown}", "needs 'kubernetes' and 'azure' of this cluster beside it"
 
 
 def _kubernetes_contradictions(connection: KubernetesConnection, path: str) -> Iterator[tuple[str, str]]:

@@ -104,7 +104,7 @@ def one_pass(clients: Clients, automation: Automation, cluster: Cluster, claim: 
     if claim.paused:
         record_paused(clients, claim, began)
     else:
-        reconcile = automations.load(automation.reconcile or "")
+        reconcile = automations.load(automation.reconcile)
         reconcile(cluster, clients, claim, began)
     claim.end_pass()
 

@@ -102,7 +102,10 @@ class World:
             "AzureWebJobsStorage": connection_string,
             "KUBEKEEPER_CONFIG": str(configuration),
             # Once a day: the demo fires the timer itself, to the second.
+            "KUBEKEEPER_AUTOSCALING_SCHEDULE": "0 0 0 * * *",
+            "KUBEKEEPER_DISK_RELEASE_SCHEDULE": "0 0 0 * * *",
             "KUBEKEEPER_ETCD_BACKUP_SCHEDULE": "0 0 0 * * *",
+            "KUBEKEEPER_INGRESS_SYNC_SCHEDULE": "0 0 0 * * *",
             "KUBEKEEPER_SETTLE": "1s",
             # `keeper backup restore` runs the etcdutl it finds there.
             "PATH": os.pathsep.join([str(tools.etcd().etcd.parent), os.environ.get("PATH", "")]),

@@ -38,17 +38,24 @@ class Taint(_Part, frozen=True, kw_only=True):
     """A taint that nodes of a pool will carry."""
 
     key: Name
+    """The taint's key."""
     value: str = ""
+    """Its value."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] = "NoSchedule"
+    """What it does to pods that do not tolerate it."""
 
 
 class Toleration(_Part, frozen=True, kw_only=True):
     """A toleration of spare capacity, as in a pod."""
 
     key: str = ""
+    """The taint's key; empty with `Exists` tolerates every taint."""
     operator: Literal["Exists", "Equal"] = "Equal"
+    """Whether the value matters."""
     value: str = ""
+    """The taint's value."""
     effect: str = ""
+    """The taint's effect; empty means any."""
 
 
 class PoolPolicy(_Part, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ With `--from` a plan is made purely from a snapshot file: no network, no setting
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,8 +15,8 @@ from shared.cli.session import Session, complete_cluster, session
 from shared.errors import SettingsError
 
 if TYPE_CHECKING:
-    from shared.etcd_backup.observation import Observation
     from shared.model.plan import Plan
+    from shared.runtime.automation import Automation
     from shared.settings import Cluster
 
 
@@ -27,9 +27,9 @@ def register(app: typer.Typer) -> None:
 
 
 def _complete_automation(incomplete: str) -> list[str]:
-    from shared.runtime.automation import built
+    from shared.runtime.automation import AUTOMATIONS
 
-    return [name for name in built() if name.startswith(incomplete)]
+    return [name for name in AUTOMATIONS if name.startswith(incomplete)]
 
 
 AutomationArgument = Annotated[
@@ -52,14 +52,14 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Decide without acting: actions in order with their evidence, and everything left alone."""
-    from shared.runtime import automation as automations
+    from shared.runtime.automation import find
 
-    automations.find(automation)
+    found = find(automation)
     if snapshot_file:
-        plans = [_plan(_read(snapshot_file, cluster))]
+        plans = [_plan(found, _read(found, snapshot_file, cluster))]
     else:
         here = session(context)
-        plans = [_plan(_observe(here, one)) for one in _configured(here, automation, cluster)]
+        plans = [_plan(found, _observe(here, found, one)) for one in _configured(here, found, cluster)]
     if as_json:
         documents = [plan.document() for plan in plans]
         print_json(documents[0] if cluster or snapshot_file or len(documents) == 1 else documents)
@@ -82,38 +82,37 @@ def snapshot(
     ] = None,
 ) -> None:
     """Record an observation, for `keeper plan --from`. It holds no secrets."""
-    from shared.etcd_backup.observation import save
-    from shared.runtime import automation as automations
+    from shared.runtime.automation import find, load
 
-    automations.find(automation)
+    found = find(automation)
     here = session(context)
-    observation = _observe(here, here.cluster(cluster))
+    data: bytes = load(f"{found.package}.observation:save")(_observe(here, found, here.cluster(cluster)))
     if str(output) == "-":
-        print_line(save(observation).decode().rstrip("\n"))
+        print_line(data.decode().rstrip("\n"))
         return
-    write_file(output, save(observation))
+    write_file(output, data)
     print_note(f"wrote {output}; decide from it with: keeper plan {automation} --from {output}")
 
 
-def _configured(here: Session, automation: str, cluster: str | None) -> tuple[Cluster, ...]:
+def _configured(here: Session, automation: Automation, cluster: str | None) -> tuple[Cluster, ...]:
     from shared.runtime import automation as automations
 
-    found = automations.find(automation)
     if cluster:
         one = here.cluster(cluster)
-        automations.require_configured(found, one)
+        automations.require_configured(automation, one)
         return (one,)
-    clusters = automations.configured(found, here.settings)
+    clusters = automations.configured(automation, here.settings)
     if not clusters:
-        raise SettingsError(f"no cluster is configured for {automation}; add it to the configuration")
+        raise SettingsError(f"no cluster is configured for {automation.name}; add it to the configuration")
     return clusters
 
 
-def _read(file: Path, cluster: str | None) -> Observation:
-    from shared.etcd_backup.observation import load
+def _read(automation: Automation, file: Path, cluster: str | None) -> Any:
+    """The automation's own Observation in a file."""
+    from shared.runtime.automation import load
 
     try:
-        observation = load(file.read_bytes(), str(file))
+        observation = load(f"{automation.package}.observation:load")(file.read_bytes(), str(file))
     except OSError as error:
         raise SettingsError(f"cannot read '{file}': {error.strerror}; check --from") from error
     if cluster and cluster != observation.cluster:
@@ -121,32 +120,23 @@ def _read(file: Path, cluster: str | None) -> Observation:
     return observation
 
 
-def _plan(observation: Observation) -> Plan:
-    from shared.etcd_backup.decide import decide
+def _plan(automation: Automation, observation: Any) -> Plan:
+    from shared.runtime.automation import load
 
-    return decide(observation, observation.policy, observation.now)
+    plan: Plan = load(f"{automation.package}.decide:decide")(observation, observation.policy, observation.now)
+    return plan
 
 
-def _observe(here: Session, cluster: Cluster) -> Observation:
+def _observe(here: Session, automation: Automation, cluster: Cluster) -> Any:
+    """The automation's own Observation of the cluster as it is now; changes nothing."""
     from msgspec import to_builtins
 
-    from shared.clients.etcd import EtcdClient
-    from shared.etcd_backup.observe import observe, observe_etcd
-    from shared.model.backup import Listing
-    from shared.runtime import automation as automations
+    from shared.runtime.automation import load, require_configured
 
-    automation = automations.find("etcd-backup")
-    automations.require_configured(automation, cluster)
-    assert cluster.etcd is not None
-    assert cluster.etcd_backup is not None
+    require_configured(automation, cluster)
     document = here.clients.claims.state(cluster.name, automation.name)
     state = document.automation | ({"paused": to_builtins(document.paused)} if document.paused else {})
-    store = here.clients.blobs(cluster.etcd_backup.container)
-    with EtcdClient(cluster.etcd, here.environ) as etcd:
-        if not store.exists():  # the first pass will create it; until then there is no backup
-            nothing = Listing(records=(), orphans=())
-            return observe_etcd(cluster, etcd, listing=nothing, state=state, now=here.clients.now())
-        return observe(cluster, etcd, store, state=state, now=here.clients.now())
+    return load(f"{automation.package}.reconcile:look")(cluster, here.clients, state, here.clients.now())
 
 
 def _print_plan(plan: Plan) -> None:

@@ -8,18 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shared.etcd_backup.act import Place, act
 from shared.etcd_backup.decide import decide
 from shared.etcd_backup.drill import drill, is_drill_due
-from shared.etcd_backup.observe import observe
+from shared.etcd_backup.observe import observe, observe_etcd
 from shared.etcd_backup.policy import EtcdBackupPolicy
 from shared.model.plan import Outcome
 from shared.record import record
 
 if TYPE_CHECKING:
     from shared.bootstrap import Clients
+    from shared.etcd_backup.observation import Observation
     from shared.runtime.claim import Claim
     from shared.settings import Cluster
 
@@ -35,6 +36,21 @@ def reconcile(cluster: Cluster, clients: Clients, claim: Claim, now: datetime) -
             outcomes += drill(place, observation.backups[-1], now)
     record(clients, plan, outcomes)
     return outcomes
+
+
+def look(cluster: Cluster, clients: Clients, state: dict[str, Any], now: datetime) -> Observation:
+    """Observe without acting; a container that no pass has made yet holds no backup."""
+    from shared.clients.etcd import EtcdClient
+    from shared.model.backup import Listing
+
+    assert cluster.etcd is not None
+    assert cluster.etcd_backup is not None
+    store = clients.blobs(cluster.etcd_backup.container)
+    with EtcdClient(cluster.etcd, clients.environ) as etcd:
+        if not store.exists():
+            nothing = Listing(records=(), orphans=())
+            return observe_etcd(cluster, etcd, listing=nothing, state=state, now=now)
+        return observe(cluster, etcd, store, state=state, now=now)
 
 
 @contextmanager

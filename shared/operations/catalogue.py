@@ -1,7 +1,7 @@
 """Every operation there is, the shape of its parameters, and who carries it out.
 
-The names are a public contract; those without a handler belong to automations that are not built yet and
-are refused with one line. Handlers are `module:function` with `(cluster, parameters, clients, claim, now)
+The names are a public contract; those without a handler are not built yet and are
+refused with one line. Handlers are `module:function` with `(cluster, parameters, clients, claim, now)
 -> list[Outcome]`, imported when first used; `parameters` is an instance of the operation's own type. Called
 by the dispatcher, the CLI and the generator of docs/reference/operations.
 """
@@ -151,7 +151,7 @@ def find(name: str) -> Operation:
     if not operation.is_built:
         built = ", ".join(sorted(o.name for o in OPERATIONS.values() if o.is_built))
         raise MessageError(
-            f"operation '{name}' belongs to {operation.automation}, which is not built yet; use: {built}"
+            f"operation '{name}' is not built yet; use: {built}"
         )
     return operation
 

@@ -1,4 +1,4 @@
-"""Which automations there are, which are built, and what nudges them; one table for triggers and CLI."""
+"""Which automations there are, and what nudges them; one table for triggers and CLI."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ class Automation:
     name: str
     title: str
     """As in event types: `Kubekeeper.<title>.<what happened>`."""
-    reconcile: str | None = None
-    """`module:function`, imported when first needed; None while the automation is not built."""
+    package: str
+    """Where its story is told; by convention it has `reconcile`, `observation` and `decide`."""
+    reconcile: str
+    """`module:function`, imported when first needed."""
     is_configured: Callable[[Cluster], bool] = lambda _cluster: False
     events: frozenset[str] = frozenset()
     """Types of incoming events that are a reason to look."""
@@ -40,11 +42,15 @@ AUTOMATIONS = {
         Automation(
             name="autoscaling",
             title="Autoscaling",
+            package="shared.autoscaling",
+            reconcile="shared.autoscaling.reconcile:reconcile",
+            is_configured=lambda cluster: cluster.autoscaling is not None and cluster.autoscaling.enabled,
             events=frozenset({"Kubekeeper.Cluster.PodUnschedulable"}),
         ),
         Automation(
             name="etcd-backup",
             title="EtcdBackup",
+            package="shared.etcd_backup",
             reconcile="shared.etcd_backup.reconcile:reconcile",
             is_configured=lambda cluster: (
                 cluster.etcd is not None and cluster.etcd_backup is not None and cluster.etcd_backup.enabled
@@ -54,6 +60,9 @@ AUTOMATIONS = {
         Automation(
             name="disk-release",
             title="DiskRelease",
+            package="shared.disk_release",
+            reconcile="shared.disk_release.reconcile:reconcile",
+            is_configured=lambda cluster: cluster.disk_release is not None and cluster.disk_release.enabled,
             events=frozenset(
                 {"Kubekeeper.Cluster.VolumeAttachFailed", "Kubekeeper.Cluster.NodeNotReady"},
             ),
@@ -61,6 +70,9 @@ AUTOMATIONS = {
         Automation(
             name="ingress-sync",
             title="IngressSync",
+            package="shared.ingress_sync",
+            reconcile="shared.ingress_sync.reconcile:reconcile",
+            is_configured=lambda cluster: cluster.ingress_sync is not None and cluster.ingress_sync.enabled,
             events=frozenset({"Kubekeeper.Cluster.IngressChanged", "Kubekeeper.Cluster.EndpointsChanged"}),
         ),
     )
@@ -68,18 +80,11 @@ AUTOMATIONS = {
 
 
 def find(name: str) -> Automation:
-    """The automation of that name, built; MessageError names the ones there are."""
+    """The automation of that name; MessageError names the ones there are."""
     automation = AUTOMATIONS.get(name)
     if automation is None:
         raise MessageError(f"unknown automation '{name}'; there are: {', '.join(sorted(AUTOMATIONS))}")
-    if automation.reconcile is None:
-        raise MessageError(f"automation '{name}' is not built yet; built are: {', '.join(built())}")
     return automation
-
-
-def built() -> tuple[str, ...]:
-    """Names of the automations that can run."""
-    return tuple(name for name, automation in AUTOMATIONS.items() if automation.reconcile)
 
 
 def configured(automation: Automation, settings: Settings) -> tuple[Cluster, ...]:

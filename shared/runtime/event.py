@@ -70,12 +70,10 @@ def _nudges(clients: Clients, event: Incoming) -> tuple[list[Nudge], str]:
     cluster = next((known for known in clients.settings().clusters if known.name == name), None)
     if cluster is None:
         return [], f"unknown cluster '{name[:100]}'"
-    ready = [
-        automation for automation in wanted if automation.reconcile and automation.is_configured(cluster)
-    ]
+    ready = [automation for automation in wanted if automation.is_configured(cluster)]
     if not ready:
         names = ", ".join(automation.name for automation in wanted)
-        return [], f"{names} is not built, or not configured for cluster '{name}'"
+        return [], f"{names} is not configured for cluster '{name}'"
     reason = event.type.rpartition(".")[2][:200]
     return [Nudge(cluster=name, automation=automation.name, reason=reason) for automation in ready], ""
 

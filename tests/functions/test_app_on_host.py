@@ -45,7 +45,10 @@ def running(storage: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "AzureWebJobsStorage": storage,
         "AzureFunctionsWebHost__hostid": cluster,
         "KUBEKEEPER_CONFIG": str(directory / "kubekeeper.yaml"),
+        "KUBEKEEPER_AUTOSCALING_SCHEDULE": "0 0 3 1 1 *",
+        "KUBEKEEPER_DISK_RELEASE_SCHEDULE": "0 0 3 1 1 *",
         "KUBEKEEPER_ETCD_BACKUP_SCHEDULE": "0 0 3 1 1 *",
+        "KUBEKEEPER_INGRESS_SYNC_SCHEDULE": "0 0 3 1 1 *",
         "AzureWebJobs.etcd_backup_work.Disabled": "true",  # its nudges stay on the queue, to be seen there
     }
     log = directory / "log"

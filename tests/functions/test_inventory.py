@@ -13,16 +13,22 @@ from sandbox.host.configuration import ConfigurationError, Function
 from sandbox.host.schedule import Ncrontab
 from sandbox.host.web import route_path
 from sandbox.tools import CHECKOUT
-from shared.runtime.automation import built
+from shared.runtime.automation import AUTOMATIONS
 
 HOST_JSON = configuration.read_host_json(CHECKOUT)
 EXAMPLE = json.loads((CHECKOUT / "local.settings.example.json").read_text())["Values"]
 # Every function there is. One that is missing here is new: say what triggers it in docs/reference, too.
 TRIGGERS = {
+    "autoscaling_timer": ("timer", "%KUBEKEEPER_AUTOSCALING_SCHEDULE%"),
+    "autoscaling_work": ("queue", "autoscaling"),
     "cluster_event": ("eventGrid", None),
+    "disk_release_timer": ("timer", "%KUBEKEEPER_DISK_RELEASE_SCHEDULE%"),
+    "disk_release_work": ("queue", "disk-release"),
     "etcd_backup_timer": ("timer", "%KUBEKEEPER_ETCD_BACKUP_SCHEDULE%"),
     "etcd_backup_work": ("queue", "etcd-backup"),
     "health": ("http", "/api/health"),
+    "ingress_sync_timer": ("timer", "%KUBEKEEPER_INGRESS_SYNC_SCHEDULE%"),
+    "ingress_sync_work": ("queue", "ingress-sync"),
     "operations_work": ("queue", "operations"),
     "reconcile": ("http", "/api/reconcile/{cluster}/{automation}"),
 }
@@ -65,8 +71,8 @@ def test_a_timer_is_monitored_never_runs_at_start_up_and_takes_its_schedule_from
 def test_every_built_automation_has_a_queue_of_its_name_and_a_timer() -> None:
     queues = {f.trigger["queueName"] for f in FUNCTIONS.values() if f.kind == "queue"}
     timers = {name for name, function in FUNCTIONS.items() if function.kind == "timer"}
-    assert queues == {*built(), "operations"}
-    assert timers == {f"{name.replace('-', '_')}_timer" for name in built()}
+    assert queues == {*AUTOMATIONS, "operations"}
+    assert timers == {f"{name.replace('-', '_')}_timer" for name in AUTOMATIONS}
 
 
 def test_no_queue_feeds_two_functions() -> None:

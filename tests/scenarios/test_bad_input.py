@@ -351,11 +351,11 @@ COMMANDS = [
         "keeper: unknown operation 'bakcup'; there are: <operations>",
     ),
     Row(
-        "operation of an automation that is not built yet",
+        "operation that is not built yet",
         nothing,
-        "run scale",
+        "run rolling-upgrade",
         2,
-        "keeper: operation 'scale' belongs to autoscaling, which is not built yet; use: <operations>",
+        "keeper: operation 'rolling-upgrade' is not built yet; use: <operations>",
     ),
     Row(
         "YAML that is not YAML",
@@ -430,8 +430,8 @@ MESSAGES = [
     Message(
         "an operation that is not built yet",
         "operations",
-        '{"id": "bad-4", "operation": "scale", "cluster": "prod", "parameters": {"pool": "a", "count": 3}}',
-        "operation 'scale' belongs to autoscaling, which is not built yet; use: <operations>",
+        '{"id": "bad-4", "operation": "rolling-upgrade", "cluster": "prod"}',
+        "operation 'rolling-upgrade' is not built yet; use: <operations>",
     ),
     Message(
         "a nudge for an unknown cluster",

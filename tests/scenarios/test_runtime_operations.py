@@ -241,14 +241,12 @@ def test_a_nudge_that_met_a_running_operation_is_answered_after_it(clients: Clie
     ("operation", "cluster", "parameters", "said"),
     [
         ("make-coffee", "prod", {}, "unknown operation 'make-coffee'; there are: approve, backup,"),
-        ("scale", "prod", {}, "'scale' belongs to autoscaling, which is not built yet"),
-        ("drain", "prod", {}, "'drain' belongs to autoscaling, which is not built yet"),
+        ("rolling-upgrade", "prod", {}, "'rolling-upgrade' is not built yet"),
         ("backup", "nowhere", {}, "unknown cluster 'nowhere'; the configuration has: prod,"),
         ("backup", "prod", {"speed": 9}, "unknown field `speed`; it takes full, reason"),
         ("verify-backup", "prod", {"backup": 5}, "Expected `str | null`, got `int` - at `$.backup`"),
         ("etcd-health", "prod", {"deep": True}, "it takes none"),
         ("pause", "prod", {"automation": "gardening"}, "unknown automation 'gardening'"),
-        ("pause", "prod", {"automation": "autoscaling"}, "automation 'autoscaling' is not built yet"),
     ],
 )
 def test_a_request_that_cannot_work_is_refused_in_one_line(

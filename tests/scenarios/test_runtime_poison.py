@@ -48,7 +48,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             azurite.connection_string,
             directory,
             ["prod"],
+            KUBEKEEPER_AUTOSCALING_SCHEDULE="0 0 0 1 1 *",
+            KUBEKEEPER_DISK_RELEASE_SCHEDULE="0 0 0 1 1 *",
             KUBEKEEPER_ETCD_BACKUP_SCHEDULE="0 0 0 1 1 *",
+            KUBEKEEPER_INGRESS_SYNC_SCHEDULE="0 0 0 1 1 *",
         )
         with HostProcess(directory, settings, log=directory / "log") as host:
             clients = Clients(settings)
@@ -57,7 +60,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             clients.queue(QUEUE).send(GARBAGE)
             clients.queue(QUEUE).send(GHOST.encode())
             clients.queue(QUEUE).send('{"operation": "make-coffee", "cluster": "prod"}')
-            clients.queue(QUEUE).send('{"operation": "scale", "cluster": "prod"}')
+            clients.queue(QUEUE).send('{"operation": "rolling-upgrade", "cluster": "prod"}')
             clients.queue(world.AUTOMATION).send(
                 Nudge(cluster="nowhere", automation=world.AUTOMATION).encode()
             )
@@ -93,7 +96,7 @@ def test_each_poisoned_message_is_kept_as_it_was_with_its_reason(scene: Scene) -
     assert "neither a JSON object nor one in base64" in garbage.reason
     assert garbage.attempts == scene.clients.max_dequeue_count
     assert "unknown operation 'make-coffee'" in _by_text(scene, "make-coffee").reason
-    assert "'scale' belongs to autoscaling, which is not built yet" in _by_text(scene, "scale").reason
+    assert "'rolling-upgrade' is not built yet" in _by_text(scene, "rolling-upgrade").reason
     assert "unknown cluster 'nowhere'" in _by_text(scene, "nowhere").reason
 
 
@@ -149,7 +152,7 @@ def test_reconcile_by_request_needs_the_key_and_says_what_is_wrong(scene: Scene)
     answer = scene.host.post("/api/reconcile/nowhere/etcd-backup", key=key)
     assert (answer.status, "unknown cluster 'nowhere'" in answer.json()["error"]) == (404, True)
     answer = scene.host.post("/api/reconcile/prod/autoscaling", key=key)
-    assert (answer.status, "not built yet" in answer.json()["error"]) == (404, True)
+    assert (answer.status, "not configured for autoscaling" in answer.json()["error"]) == (404, True)
 
 
 @pytest.mark.parametrize("schema", ["EventGrid", "CloudEvents"])

@@ -96,27 +96,36 @@ def with_keys(text: str) -> str:
 
 
 def key_tables() -> Iterator[str]:
-    """One table for each part of the configuration."""
-    definitions = schema()["$defs"]
-    for title, name, where in (
-        ("The document", "Settings", ""),
-        ("A cluster", "Cluster", "`clusters[]`"),
-        ("How to reach etcd", "EtcdConnection", "`clusters[].etcd`"),
-        ("TLS to etcd", "EtcdTls", "`clusters[].etcd.tls`"),
-        ("Backups", "EtcdBackupPolicy", "`clusters[].etcdBackup`"),
-        ("Retention", "Retention", "`clusters[].etcdBackup.retention`"),
-        ("Encryption", "Encryption", "`clusters[].etcdBackup.encryption`"),
-    ):
-        definition = definitions.pop(name)
-        yield f"## {title}\n"
-        yield f"{where}: {definition['description']}\n" if where else f"{definition['description']}\n"
+    """One table for each part of the configuration, in the order of the document."""
+    document = schema()
+    definitions = document["$defs"]
+    todo = [("the document", document["$ref"])]
+    done: set[str] = set()
+    while todo:
+        path, reference = todo.pop(0)
+        definition = definitions[reference.rpartition("/")[2]]
+        if reference in done:
+            continue
+        done.add(reference)
+        yield f"## {path}\n"
+        yield f"{definition['description']}\n"
         yield "| key | default | meaning |"
         yield "|---|---|---|"
         for key, value in definition["properties"].items():
             meaning = _cell(value["description"])
             yield f"| `{key}` | {_default(definition, key, value)} | {meaning} |"
         yield ""
-    assert not definitions, f"give these a table: {', '.join(definitions)}"
+        here = "" if path == "the document" else path.strip("`") + "."
+        todo = [(f"`{here}{key}`", part) for key, part in _parts(definition)] + todo
+    assert len(done) == len(definitions), f"not reached: {sorted(definitions)}"
+
+
+def _parts(definition: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(key, reference) of the keys that hold further keys; a list's key ends in []."""
+    for key, value in definition["properties"].items():
+        held, mark = (value["items"], "[]") if "items" in value else (value, "")
+        found = [held, *held.get("anyOf", ()), *held.get("allOf", ())]
+        yield from ((key + mark, one["$ref"]) for one in found if isinstance(one, dict) and "$ref" in one)
 
 
 def _cell(text: str) -> str:

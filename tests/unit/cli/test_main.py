@@ -61,18 +61,10 @@ USAGE = {
     "no such option": (["status", "--jsno"], "No such option: --jsno"),
     "missing argument": (["explain"], "Missing argument 'OPERATION-ID'"),
     "unknown automation": (["plan", "etcd"], "unknown automation 'etcd'; there are: "),
-    "unbuilt automation": (
-        ["plan", "autoscaling"],
-        "automation 'autoscaling' is not built yet; built are: etcd-backup",
-    ),
-    "unbuilt snapshot": (
-        ["snapshot", "disk-release", "-o", "x"],
-        "automation 'disk-release' is not built yet",
-    ),
     "unknown operation": (["run", "bakcup"], "unknown operation 'bakcup'; there are: "),
     "unbuilt operation": (
-        ["run", "scale"],
-        "operation 'scale' belongs to autoscaling, which is not built yet",
+        ["run", "rolling-upgrade"],
+        "operation 'rolling-upgrade' is not built yet",
     ),
     "unknown parameter": (["run", "backup", "--set", "ful=true"], "parameters of operation 'backup': "),
     "wrong parameter": (["run", "backup", "--set", "full=maybe"], "it takes full, reason"),
@@ -213,7 +205,7 @@ def test_completion_offers_commands_operations_and_clusters(tmp_path: Path) -> N
 
     assert "poison" in complete("keeper po", 1).split()
     assert "backup" in complete("keeper run b", 2).split()
-    assert "scale" not in complete("keeper run s", 2).split()  # not built yet
+    assert "rolling-upgrade" not in complete("keeper run r", 2).split()  # not built yet
     assert "prod" in complete("keeper status --cluster p", 3).split()
     assert "etcd-backup" in complete("keeper plan e", 2).split()
 
