@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 
+from sandbox.demo.screen import Screen
 from sandbox.demo.world import CLUSTER, World
 from sandbox.etcd import EtcdCluster
 from sandbox.tools import etcd as newest_etcd
@@ -16,14 +17,20 @@ from shared.runtime.automation import find
 from shared.runtime.journal import Entry
 from shared.work import one_pass
 
+TITLE = "Etcd backups: taken, made small, restored, proven equal, damaged, caught, pruned"
 STEPS = 9
 AUTOMATION = "etcd-backup"
 CONTAINER = "etcd-backups"
 FLIPPED_AT = 0.41  # somewhere inside the stored pages
 
 
-def show(world: World, megabytes: int) -> None:
+def show(screen: Screen, megabytes: int = 200) -> None:
     """All steps, in the order an operator would meet them."""
+    with World(screen) as world:
+        _show(world, megabytes)
+
+
+def _show(world: World, megabytes: int) -> None:
     screen = world.screen
     with screen.step("A local world: Azurite, three etcd members with mTLS, the Functions host"):
         world.start()

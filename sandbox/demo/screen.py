@@ -40,6 +40,10 @@ class Screen:
         """Since the demo began."""
         return time.monotonic() - self._started
 
+    def chapter(self, title: str) -> None:
+        """The heading above the steps that follow."""
+        self.console.print(Text(f"\n{title}", style="bold underline"))
+
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
         """One numbered step; shows what it is doing now (on a terminal), and how long it took."""
