@@ -6,6 +6,8 @@ less than a backup here (nothing is read back, the digest is not compared) and s
 
 from __future__ import annotations
 
+import os
+import re
 import statistics
 import subprocess
 import sys
@@ -28,10 +30,19 @@ CONTAINER = "bench-backups"
 ROUNDS = 3
 SMALL_ROUNDS = 5  # below a quarter of a GiB rounds are short and noisy
 MIB = 1 << 20
+_UNITS = {"KiB": 1 << 10, "MiB": MIB, "GiB": GIB}
 MEMORY_LIMIT_MIB = 128
 SCRIPT = "etcdctl snapshot save + etcdutl snapshot status + SDK upload"
 
 Emit = Callable[[Figure], None]
+
+
+def parse_size(text: str) -> int:
+    """`256MiB` or `1GiB` in bytes; ValueError says what is expected."""
+    match = re.fullmatch(r"(\d+)(KiB|MiB|GiB)", text.strip())
+    if not match or int(match[1]) == 0:
+        raise ValueError(f"BENCH_SIZE is '{text}'; write it like 256MiB or 1GiB")
+    return int(match[1]) * _UNITS[match[2]]
 
 
 @dataclass
@@ -54,8 +65,9 @@ class Scene:
         return self.etcd.status(0).db_size
 
 
-def run(size_bytes: int, wants: Callable[[str], bool], emit: Emit) -> None:
-    """Every figure of etcd backups that is wanted, for a database of about `size_bytes`."""
+def run(wants: Callable[[str], bool], emit: Emit) -> None:
+    """Every figure of etcd backups that is wanted; ValueError when BENCH_SIZE is no size."""
+    size_bytes = parse_size(os.environ.get("BENCH_SIZE", "1GiB"))
     label = _label(size_bytes)
     large = _label(4 * size_bytes)
     names = [
