@@ -1,6 +1,6 @@
 """`python -m bench [NAME]`: one JSON line per figure, progress on stderr; NAME may be the start of a name.
 
-`BENCH_SIZE` (such as 256MiB) replaces etcd's database of 1 GiB for a quick run; its goals are meant for 1 GiB.
+`BENCH_SIZE` (such as 256MiB) replaces the 1 GiB database of etcd for a quick run; goals are meant for 1 GiB.
 Exit code 1 when a goal is not met, 2 for a name that no figure has.
 """
 
