@@ -6,6 +6,8 @@ import importlib
 import sys
 
 COMMANDS = {
+    "up": "the whole local world: storage, Azure, Kubernetes; --etcd, --host, --real, --detach",
+    "down": "ends it",
     "host": "the local Functions host, with Azurite unless AzureWebJobsStorage names another storage",
     "azurite": "Azurite alone, on free ports",
     "demo": "the main job on the local world, every printed promise checked",

@@ -22,7 +22,7 @@ ATTACHMENTS = "/apis/storage.k8s.io/v1/volumeattachments"
 DRIVER = "disk.csi.azure.com"
 RETRY_SECONDS = 1.0
 
-Act = Callable[[str, str], None]
+Act = Callable[[str, str], object]
 """Called with (volume handle, node name)."""
 
 

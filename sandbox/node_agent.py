@@ -210,10 +210,11 @@ class NodeAgent:
         capacity: Mapping[str, str] | None = None,
         taints: Sequence[Document] = (),
         provider_id: str = "",
+        allocatable: Mapping[str, str] | None = None,
     ) -> Document:
         """Registers a node that is Ready, as a kubelet does; the Node object. A name that exists is adopted.
 
-        `capacity` is merged over 4 CPUs, 16 GiB, 110 pods; allocatable is the same.
+        `capacity` is merged over 4 CPUs, 16 GiB, 110 pods; `allocatable` over the outcome.
         """
         node = new_node(
             name,
@@ -225,6 +226,7 @@ class NodeAgent:
             taints=taints,
             provider_id=provider_id,
         )
+        node["status"]["allocatable"] = {**node["status"]["capacity"], **(allocatable or {})}
         try:
             created = self._client.create("/api/v1/nodes", node)
         except KubeError as error:
@@ -242,6 +244,19 @@ class NodeAgent:
         """As `join`, several at a time."""
         for joined in [self._workers.submit(self.join, name, **options) for name in names]:  # type: ignore[arg-type]
             joined.result()
+
+    def has(self, name: str) -> bool:
+        """Whether a kubelet of that name has joined and not left, silent or not."""
+        return name in self._nodes
+
+    def adopt(self, name: str) -> None:
+        """A new kubelet takes over the Node that another one has left behind, and is `wake`d as that one."""
+        node = self._client.get(f"/api/v1/nodes/{name}")
+        address = node["status"]["addresses"][0]["address"]
+        known = _Node(name, node["metadata"]["uid"], address, is_silent=True)
+        with self._lock:
+            self._nodes[name] = known
+        self._adopt_pods(known)
 
     def leave(self, name: str) -> None:
         """Forgets the node; its objects stay, as they do when a VM is deleted."""
