@@ -13,10 +13,11 @@ import binascii
 import hashlib
 import secrets
 from collections.abc import Mapping
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from shared.model.ingress import CertificateFacts
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -27,18 +28,9 @@ MAX_PFX_BYTES = 16 * 1024
 
 CERTIFICATE, KEY = "tls.crt", "tls.key"
 
-
-class Facts(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """What is known of a TLS Secret without its key. `problem` is one sentence that says what to change.
-
-    `digest` changes with certificate or key, and with nothing else; it names the certificate on the gateway.
-    """
-
-    digest: str = ""
-    not_after: datetime | None = None
-    dns_names: tuple[str, ...] = ()
-    subject: str = ""
-    problem: str = ""
+KNOWN_MOST = 2000
+_KNOWN: dict[str, CertificateFacts] = {}
+"""Facts by digest, for passes that look at the same Secrets again; holds no key, and may be lost."""
 
 
 class Pfx(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,14 +47,24 @@ class BadSecretError(Exception):
     """A Secret that no certificate can be made of; the text says what to change, and shows no data."""
 
 
-def facts(secret: Mapping[str, Any]) -> Facts:
+def facts(secret: Mapping[str, Any]) -> CertificateFacts:
     """What a Secret (as the API returns it) contains; never raises for what is in it."""
+    digest = _digest_of(secret)
+    found = _KNOWN.get(digest)
+    if found is None:
+        if len(_KNOWN) >= KNOWN_MOST:
+            _KNOWN.clear()
+        found = _KNOWN[digest] = _facts(secret, digest)
+    return found
+
+
+def _facts(secret: Mapping[str, Any], digest: str) -> CertificateFacts:
     try:
         leaf, _, _ = _opened(secret)
     except BadSecretError as error:
-        return Facts(digest=_digest_of(secret), problem=str(error))
-    return Facts(
-        digest=_digest_of(secret),
+        return CertificateFacts(digest=digest, problem=str(error))
+    return CertificateFacts(
+        digest=digest,
         not_after=leaf.not_valid_after_utc,
         dns_names=_dns_names(leaf),
         subject=leaf.subject.rfc4514_string(),
@@ -114,7 +116,8 @@ def _opened(secret: Mapping[str, Any]) -> tuple[Certificate, list[Certificate], 
     except ValueError as error:
         raise BadSecretError(f"'{CERTIFICATE}' is not a certificate in PEM; store one there") from error
     try:
-        key = load_pem_private_key(key_text, None)
+        # Its public half is compared with the certificate's; checking primes takes 50 ms a key.
+        key = load_pem_private_key(key_text, None, unsafe_skip_rsa_key_validation=True)
     except TypeError as error:
         raise BadSecretError(f"'{KEY}' is encrypted; store it without a passphrase") from error
     except (ValueError, UnsupportedAlgorithm) as error:
