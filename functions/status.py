@@ -27,6 +27,21 @@ def reconcile(req: func.HttpRequest) -> func.HttpResponse:
     return _json(*nudge_by_request(clients(), req.route_params["cluster"], req.route_params["automation"]))
 
 
+@blueprint.route(route="status", methods=["GET"], auth_level=func.AuthLevel.FUNCTION)
+def status(req: func.HttpRequest) -> func.HttpResponse:
+    """The state of the fleet: a page for people, JSON for `?format=json` or clients that accept only that."""
+    from shared.bootstrap import clients
+    from shared.status.answer import answer
+
+    code, kind, body = answer(clients(), req.params.get("format", ""), req.headers.get("accept", ""))
+    # Nothing is loaded from anywhere and no script runs, whatever an object in the cluster is called.
+    safe = {
+        "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+        "Cache-Control": "no-store",
+    }
+    return func.HttpResponse(body, status_code=code, mimetype=kind, charset="utf-8", headers=safe)
+
+
 def _json(status: int, body: dict[str, object]) -> func.HttpResponse:
     import msgspec
 

@@ -13,8 +13,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from email.message import Message
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, Self
 
 from sandbox.host.run import KEY_SETTINGS
@@ -26,13 +27,18 @@ START_SECONDS = 120
 
 
 class Answer(NamedTuple):
-    """An HTTP answer."""
+    """An HTTP answer; header names are lower case."""
 
     status: int
     body: bytes
+    headers: Mapping[str, str] = MappingProxyType({})
 
     def json(self) -> Any:
         return json.loads(self.body)
+
+
+def _lower(headers: Message) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
 
 
 class HostProcess:
@@ -188,10 +194,10 @@ class HostProcess:
         request = urllib.request.Request(self.url + path, body, headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=240) as response:
-                return Answer(response.status, response.read())
+                return Answer(response.status, response.read(), _lower(response.headers))
         except urllib.error.HTTPError as error:
             with error:
-                return Answer(error.code, error.read())
+                return Answer(error.code, error.read(), _lower(error.headers))
 
     def wait_idle(self, within: float = 60) -> None:
         """Wait until no invocation runs; TimeoutError after `within` seconds."""

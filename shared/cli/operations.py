@@ -143,7 +143,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """What every automation last saw, did and left alone."""
-    from shared.cli.status import collect
+    from shared.status.collect import collect
 
     here = session(context)
     document = collect(here.clients, here.clusters(cluster))

@@ -102,6 +102,12 @@ class OperationRecords:
         except NotFoundError:
             return None
 
+    def recent(self, since: datetime) -> list[OperationRecord]:
+        """Operations accepted since then, newest first."""
+        found = self._table.query("acceptedAt ge @since", {"since": since})
+        records = [_record(row) for row in found]
+        return sorted(records, key=lambda record: record.accepted_at, reverse=True)
+
     def running(self, record: OperationRecord, now: datetime) -> OperationRecord:
         """Note that an attempt begins."""
         return self._put(
@@ -156,7 +162,13 @@ def _row(record: OperationRecord) -> Entity:
         short = tuple({"status": o["status"], "message": str(o["message"])[:200]} for o in record.outcomes)
         small = msgspec.structs.replace(record, outcomes=short[:100], message=record.message[:2000])
         text = msgspec.json.encode(small).decode()
-    return {"PartitionKey": _PARTITION, "RowKey": record.id, "state": str(record.state), "record": text}
+    return {
+        "PartitionKey": _PARTITION,
+        "RowKey": record.id,
+        "state": str(record.state),
+        "acceptedAt": record.accepted_at,
+        "record": text,
+    }
 
 
 def _record(row: Entity) -> OperationRecord:

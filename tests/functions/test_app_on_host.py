@@ -110,3 +110,17 @@ def test_an_operation_sent_as_a_queue_message_is_carried_out(running: Running) -
         assert time.monotonic() < until, running.log.read_text()[-2000:]
         time.sleep(0.1)
     assert record.state == "Succeeded"
+
+
+def test_the_status_page_needs_the_key_and_shows_what_was_asked_for(running: Running) -> None:
+    assert running.host.get("/api/status").status == 401
+    key = running.host.keys.function
+    page = running.host.get("/api/status", key=key)
+    assert page.status == 200
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert running.cluster in page.body.decode()
+    document = running.host.get("/api/status?format=json", key=key).json()
+    (cluster,) = document["clusters"]
+    assert [row["automation"] for row in cluster["automations"]] == ["etcd-backup"]
+    assert "pause" in [operation["operation"] for operation in document["operations"]]

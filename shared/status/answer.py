@@ -1,0 +1,36 @@
+"""What `GET /api/status` answers: HTML for people, JSON for programs, and one line when it cannot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from shared.errors import AutomationError
+from shared.log import redact
+from shared.status.collect import collect_page
+from shared.status.page import render
+
+if TYPE_CHECKING:
+    from shared.bootstrap import Clients
+
+HTML, JSON = "text/html", "application/json"
+
+
+def answer(clients: Clients, wanted: str, accepts: str) -> tuple[int, str, bytes]:
+    """(HTTP status, media type, body): 503 with the reason when configuration or storage cannot be read."""
+    kind = JSON if wanted == "json" or (not wanted and JSON in accepts and HTML not in accepts) else HTML
+    try:
+        document = collect_page(clients)
+    except AutomationError as error:
+        line = redact(str(error))
+        return 503, kind, msgspec.json.encode({"error": line}) if kind == JSON else _sorry(line)
+    return 200, kind, msgspec.json.encode(document) if kind == JSON else render(document).encode()
+
+
+def _sorry(line: str) -> bytes:
+    from html import escape
+
+    head = "<!doctype html><html lang=en><title>Kubekeeper: no status</title>"
+    text = f"{head}<main><h1>No status</h1><p>{escape(line)}</p></main>"
+    return text.encode()

@@ -1,0 +1,98 @@
+"""The status page in a real headless Chromium: axe-core finds nothing, and all of it works without scripts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+from status_builders import fleet
+
+from sandbox.tools import CHECKOUT
+from shared.status.page import render
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+AXE = CHECKOUT / "node_modules/axe-core/axe.min.js"
+# Without these a headless Chromium looks for its maker's hosts when it starts.
+QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine (CHROMIUM=path names one)")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        # Chromium refuses its own sandbox to root, which is what CI machines run as.
+        sandboxed = os.geteuid() != 0
+        launched = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=QUIET, chromium_sandbox=sandboxed
+        )
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path: Path = tmp_path_factory.mktemp("page") / "status.html"
+    path.write_text(render(fleet()))
+    return path.as_uri()
+
+
+def opened(browser: Browser, address: str, **options: Any) -> Page:
+    page = browser.new_context(**options).new_page()
+    page.goto(address)
+    return page
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_no_violation(browser: Browser, address: str, scheme: Any, width: int) -> None:
+    page = opened(browser, address, color_scheme=scheme, viewport={"width": width, "height": 800})
+    for summary in page.locator("summary").all():
+        summary.click()
+    page.add_script_tag(path=AXE)
+    found = page.evaluate("async () => (await axe.run()).violations")
+    said = [f"{one['id']}: {one['help']} {[node['html'][:120] for node in one['nodes']]}" for one in found]
+    assert said == []
+
+
+def test_it_reads_and_folds_without_javascript(browser: Browser, address: str) -> None:
+    page = opened(browser, address, java_script_enabled=False)
+    assert page.get_by_role("heading", name="Fleet").is_visible()
+    left = page.locator("details").first
+    assert not left.locator("li").first.is_visible()
+    left.locator("summary").click()
+    assert left.locator("li").first.is_visible()
+
+
+def test_the_keyboard_alone_reaches_the_content_first_and_opens_what_is_folded(
+    browser: Browser, address: str
+) -> None:
+    page = opened(browser, address)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "content"
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.tagName") == "SUMMARY":
+            break
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.parentElement.open")
+
+
+def test_a_phone_needs_no_sideways_scrolling(browser: Browser, address: str) -> None:
+    page = opened(browser, address, viewport={"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_nothing_is_asked_of_any_host(browser: Browser, address: str) -> None:
+    asked: list[str] = []
+    page = browser.new_context().new_page()
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    assert asked == [address]
