@@ -157,6 +157,11 @@ class Collector:
         """Pods without a node so far."""
         return len(self._pods.pending)
 
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Nodes so far."""
+        return tuple(self._nodes)
+
     def add(self, plural: str, page: bytes, *, field_selector: str = "") -> None:
         """One page of a list of LISTS; `field_selector` is what the list was asked with.
 

@@ -93,6 +93,10 @@ class PoolPolicy(_Part, frozen=True, kw_only=True):
     """Overrides `scaleDown.unneededTime` for this pool."""
     provision_timeout: Duration | None = None
     """Overrides `scaleUp.provisionTimeout` for this pool, for sizes that boot slowly."""
+    custom_data: str = ""
+    """`file:/path` or `setting:NAME` of the cloud-init of its machines, base64. Only for machines in
+    availability sets, whose own Azure does not tell: without it a new machine boots but never joins.
+    """
 
 
 class PoolDefaults(_Part, frozen=True, kw_only=True):

@@ -1,0 +1,115 @@
+"""One pass at work: the ledger that is saved before each request, and the drivers of the pools.
+
+What `growth` and `removal` share. Every change of the ledger that Azure will see is saved through the claim
+first: a holder that lost it can no longer announce anything, and so asks for nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from shared.autoscaling.azure import Remembered, forget_pools
+from shared.autoscaling.facts import Pool, PoolKind
+from shared.autoscaling.ledger import Ledger, read_ledger
+from shared.autoscaling.observe import CACHED, Place
+from shared.autoscaling.pools.agent_pool import AgentPool
+from shared.autoscaling.pools.availability_set import AvailabilitySet, Model
+from shared.autoscaling.pools.driver import Driver
+from shared.autoscaling.pools.scale_set import FlexibleScaleSet, UniformScaleSet
+from shared.secret import resolve_secret
+
+if TYPE_CHECKING:
+    from shared.clients.arm import Arm
+    from shared.clients.kube import KubeClient
+    from shared.runtime.claim import Claim
+
+FIRST_POLL, NEXT_POLL, LONGEST_POLL = (timedelta(seconds=seconds) for seconds in (15, 20, 30))
+
+
+@dataclass
+class Work:
+    """A pass over one cluster. `state` is the document as read, `ledger` its part that is changed here."""
+
+    place: Place
+    claim: Claim
+    state: dict[str, Any]
+    ledger: Ledger
+    waits: list[timedelta] = field(default_factory=list)
+    """When somebody should look again, from now."""
+
+    @property
+    def arm(self) -> Arm:
+        return self.place.clients.arm
+
+    @property
+    def kube(self) -> KubeClient:
+        return self.place.kube
+
+    @property
+    def now(self) -> datetime:
+        return self.place.now
+
+    @property
+    def remembered(self) -> Remembered:
+        """Readings of Azure; changed in place."""
+        found: Remembered = self.state.setdefault(CACHED, {})
+        return found
+
+    def save(self) -> None:
+        """Store everything; LostLeaseError when somebody else has the claim by now."""
+        self.claim.save(self.ledger.document(self.state))
+
+    def look_again(self, wait: timedelta) -> None:
+        """Somebody should, after so long."""
+        self.waits.append(wait)
+
+    def pools_changed(self) -> None:
+        """What is remembered of pools is wrong from now on."""
+        forget_pools(self.remembered)
+
+    def driver(self, kind: str, pool_id: str, name: str) -> Driver:
+        """The driver of a pool; SettingsError when its custom data cannot be read."""
+        if kind == PoolKind.SCALE_SET:
+            return UniformScaleSet()
+        if kind == PoolKind.FLEXIBLE_SCALE_SET:
+            return FlexibleScaleSet()
+        if kind == PoolKind.AGENT_POOL:
+            return AgentPool()
+        known = self.ledger.note(pool_id).model
+        model = msgspec.convert(known, Model) if known else None
+        return AvailabilitySet(model, self._custom_data(name))
+
+    def driver_of(self, pool: Pool) -> Driver:
+        """As `driver`."""
+        return self.driver(pool.kind, pool.id, pool.name)
+
+    def remember_model(self, pool_id: str, driver: Driver) -> None:
+        """Keep what new machines of an availability set are made like."""
+        if isinstance(driver, AvailabilitySet) and driver.model is not None:
+            self.ledger.note(pool_id).model = msgspec.to_builtins(driver.model)
+
+    def _custom_data(self, name: str) -> str:
+        wanted = next((one for one in self.place.policy.pools if one.name.lower() == name.lower()), None)
+        if wanted is None or not wanted.custom_data:
+            return ""
+        return resolve_secret(wanted.custom_data, self.place.clients.environ).strip()
+
+
+def begin_work(place: Place, claim: Claim) -> Work:
+    """A pass's work on the state as it stands."""
+    state = msgspec.json.decode(msgspec.json.encode(claim.state))
+    work = Work(place, claim, state, read_ledger(state))
+    work.ledger.forget_old(place.now)
+    return work
+
+
+def poll_due(began: datetime, asked_at: datetime | None, now: datetime) -> timedelta:
+    """How long until an operation should be asked about; nothing or less: now."""
+    if asked_at is None:
+        return began + FIRST_POLL - now
+    pause = NEXT_POLL if asked_at - began < timedelta(minutes=1) else LONGEST_POLL
+    return asked_at + pause - now
