@@ -29,6 +29,8 @@ from sandbox.kube.store import Change, Document, Record, Selection, Store
 SUBRESOURCES = ("status", "eviction", "binding", "finalize", "scale")
 BOOKMARK_SECONDS = 10.0
 WATCH_SECONDS = 1800.0
+STREAMED_FROM, PIECE = 2000, 200
+"""Objects in a list."""
 _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _JSON = msgspec.json.Decoder(strict=True)
 _ENCODE = msgspec.json.Encoder().encode
@@ -137,6 +139,10 @@ class KubeApi:
             if "as=PartialObjectMetadata" in accept:
                 return _response(tables.metadata_only(record))
             return Response(_whole(kind, record.data), media_type="application/json")
+        return self._list(target, query, accept)
+
+    def _list(self, target: Target, query: Mapping[str, str], accept: str) -> Response:
+        kind = target.kind
         page, metadata = self._page(target, query)
         if "as=Table" in accept:
             return _response(tables.table(kind, page, metadata, self.clock.now()))
@@ -151,6 +157,8 @@ class KubeApi:
             kind.api_version.encode(),
             _ENCODE(metadata),
         )
+        if len(page) > STREAMED_FROM:
+            return StreamingResponse(_in_pieces(head, page), media_type="application/json")
         data = b"".join((head, b",".join([record.data for record in page]), b"]}"))
         return Response(data, media_type="application/json")
 
@@ -486,6 +494,15 @@ def _told(kind: Kind, selection: Selection, change: Change) -> bytes:
     if is_now and change.new is not None:
         return _event(b"MODIFIED" if was else b"ADDED", _whole(kind, change.new.data))
     return _event(b"DELETED", _whole(kind, change.data)) if was else b""
+
+
+async def _in_pieces(head: bytes, page: list[Record]) -> AsyncIterator[bytes]:
+    """A list that would take hundreds of megabytes as one text."""
+    yield head
+    for at in range(0, len(page), PIECE):
+        piece = b",".join([record.data for record in page[at : at + PIECE]])
+        yield b"," + piece if at else piece
+    yield b"]}"
 
 
 def _event(name: bytes, data: bytes) -> bytes:

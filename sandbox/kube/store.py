@@ -8,10 +8,13 @@ begin in the past and pages of one list show one moment. Decides nothing about w
 from __future__ import annotations
 
 import bisect
+import gc
+import heapq
+import itertools
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
@@ -125,10 +128,10 @@ class Store:
         with self.lock:
             shelf = self._shelves[kind]
             at = revision or self.revision
-            if at < self.revision:
-                past = self._past(shelf, selection, at)
-                records = [record for record in past if start is None or record.key >= start]
-                return _cut(records, at, limit)
+            if then := self._undone(shelf, at):
+                past = self._past(shelf, selection, then, start)
+                records = list(past if not limit else itertools.islice(past, limit + 1))
+                return _cut(records, at, limit, len(shelf.records))
             keys = self._keys(shelf, selection.namespace, start)
             records = []
             for number, key in enumerate(keys):
@@ -139,7 +142,9 @@ class Store:
                     records.append(record)
             return Page(records, at, None, 0)
 
-    def _past(self, shelf: _Shelf, selection: Selection, revision: int) -> Iterator[Record]:
+    @staticmethod
+    def _undone(shelf: _Shelf, revision: int) -> dict[Key, Record | None]:
+        """What was there, at that revision, of everything that has changed since; `expired` if forgotten."""
         if revision < shelf.forgotten:
             raise expired(revision, shelf.forgotten)
         then: dict[Key, Record | None] = {}
@@ -149,11 +154,18 @@ class Store:
             touched = change.new or change.old
             assert touched is not None
             then[touched.key] = change.old
-        records = {**shelf.records, **{key: record for key, record in then.items() if record}}
-        for key, record in then.items():
-            if record is None:
-                records.pop(key, None)
-        return (records[key] for key in sorted(records) if selection.has(records[key]))
+        return then
+
+    def _past(
+        self, shelf: _Shelf, selection: Selection, then: dict[Key, Record | None], start: Key | None
+    ) -> Iterator[Record]:
+        """In the order of their keys, only as far as anyone asks."""
+        now = self._keys(shelf, selection.namespace, start)
+        gone = sorted(key for key in then if key not in shelf.records and (start is None or key >= start))
+        for key in heapq.merge(now, gone):
+            record = then[key] if key in then else shelf.records[key]
+            if record is not None and selection.has(record):
+                yield record
 
     @staticmethod
     def _keys(shelf: _Shelf, namespace: str, start: Key | None = None) -> list[Key]:
@@ -180,6 +192,32 @@ class Store:
                 bisect.insort(shelf.keys, key)
             self._changed(kind, Change(self.revision, old, record, record.data))
             return record
+
+    def load(self, kind: Kind, documents: Iterable[Document]) -> int:
+        """Many new objects at once, complete as they are but for their versions; how many. Their creation is
+        not remembered: watches of what was before are refused, as after a restart.
+        """
+        with self.lock:
+            shelf = self._shelves[kind]
+            is_collecting = gc.isenabled()
+            gc.disable()  # nothing here is garbage, and looking for it again and again takes most of the time
+            before = len(shelf.records)
+            try:
+                for document in documents:
+                    self.revision += 1
+                    metadata = document["metadata"]
+                    metadata["resourceVersion"] = str(self.revision)
+                    key = (metadata.get("namespace", ""), metadata["name"])
+                    shelf.records[key] = _record(kind, key, self.revision, document)
+            finally:
+                if is_collecting:
+                    gc.enable()
+                shelf.keys = sorted(shelf.records)
+                shelf.changes.clear()
+                shelf.forgotten = self.revision
+            for listener in self._listeners[kind]:
+                listener()
+            return len(shelf.records) - before
 
     def remove(self, kind: Kind, key: Key) -> bytes:
         """Deletes an object; its last words, which carry the revision of the deletion."""
@@ -226,10 +264,10 @@ class Store:
                 shelf.forgotten = self.revision
 
 
-def _cut(records: list[Record], revision: int, limit: int) -> Page:
+def _cut(records: list[Record], at: int, limit: int, all_there_are: int) -> Page:
     if not limit or len(records) <= limit:
-        return Page(records, revision, None, 0)
-    return Page(records[:limit], revision, records[limit].key, len(records) - limit)
+        return Page(records, at, None, 0)
+    return Page(records[:limit], at, records[limit].key, max(1, all_there_are - limit))
 
 
 def _record(kind: Kind, key: Key, revision: int, document: Document) -> Record:
