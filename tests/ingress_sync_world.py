@@ -333,7 +333,7 @@ class IngressWorld:
             self.violations.append(f"{at} foreign: {difference}")
 
 
-PREFIX = "kk-"
+PREFIX = "kk_prod"
 
 
 def foreign_differences(was: Document, now: Document) -> list[str]:
