@@ -24,7 +24,7 @@ from shared.model.plan import Outcome, Status
 from shared.operations.catalogue import Operation, Parameters, automation_of, find, read_parameters
 from shared.record import is_final, record_operation, record_outcomes, record_settled
 from shared.runtime import automation as automations
-from shared.runtime.message import Received, decode
+from shared.runtime.message import Received, decode, event_id
 from shared.runtime.nudge import send
 from shared.runtime.operation import OperationMessage, OperationRecord, OperationState, same_request
 from shared.work import failures_kept, looking_again
@@ -74,7 +74,7 @@ def work_off(clients: Clients, received: Received) -> None:
     """Process one message of the queue; raises whatever the platform should deliver again."""
     with failures_kept(clients, QUEUE, received):
         message = decode(received.body, OperationMessage)
-        identity = message.id or f"message-{received.id}"
+        identity = message.id or _identity(received)
         record = clients.operations.accept(identity, message, clients.now())
         if not same_request(record, message):
             raise MessageError(
@@ -85,6 +85,15 @@ def work_off(clients: Clients, received: Received) -> None:
             return
         is_last = received.dequeue_count >= clients.max_dequeue_count
         _attempt(clients, record, message, is_last=is_last)
+
+
+def _identity(received: Received) -> str:
+    """Of a message without an id: the event that brought it, else the message itself."""
+    event = event_id(received.body)
+    if not event:
+        return f"message-{received.id}"
+    # Anybody chooses the id of an event, and not every text can be a key.
+    return f"event-{hashlib.sha256(event.encode()).hexdigest()[:32]}"
 
 
 def _attempt(clients: Clients, record: OperationRecord, message: OperationMessage, *, is_last: bool) -> None:

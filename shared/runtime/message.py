@@ -1,8 +1,9 @@
 """What travels in the work queues: nudges, and the one strict way to read a message.
 
 A nudge is a hint that somebody should look at (cluster, automation) again; truth is always read anew.
-Messages come plain or base64, as `az storage message put`, the portal and SDKs send them; anything that is
-not exactly the schema is refused with a MessageError, and ends in the poison queue.
+Messages come plain or base64, as `az storage message put`, the portal and SDKs send them, or as the data of
+an event, as Event Grid delivers to a storage queue (CloudEvents 1.0 or its own schema). Anything that is not
+exactly the schema is refused with a MessageError, and ends in the poison queue.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 from datetime import datetime
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -52,8 +53,43 @@ class Nudge(
         return msgspec.json.encode(self).decode()
 
 
+class _Envelope(msgspec.Struct):
+    """An event around a message: what tells it from a message, and what is taken from it."""
+
+    id: Any = None
+    specversion: Any = None
+    event_type: Any = msgspec.field(default=None, name="eventType")
+    data: msgspec.Raw = msgspec.Raw()
+    data_base64: str = ""
+
+    @property
+    def is_event(self) -> bool:
+        return self.specversion is not None or self.event_type is not None
+
+
 def decode(body: bytes, kind: type[MessageT]) -> MessageT:
-    """The message in `body`, plain or base64; MessageError says in one line what is wrong with it."""
+    """The message in `body`, plain, base64 or an event's data; MessageError says in one line what is wrong
+    with it.
+    """
+    text = _text(body)
+    try:
+        return msgspec.json.decode(_data(text, _envelope(text)), type=kind)
+    except msgspec.ValidationError as error:
+        raise MessageError(f"the message does not fit its schema: {_plain(error)}; correct it") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MessageError(f"the message is not valid JSON ({_plain(error)}); send a JSON object") from error
+
+
+def event_id(body: bytes) -> str:
+    """The id of the event that carries a message, the same each time it is delivered; else empty."""
+    try:
+        envelope = _envelope(_text(body))
+    except (MessageError, msgspec.MsgspecError):
+        return ""
+    return envelope.id if envelope.is_event and isinstance(envelope.id, str) else ""
+
+
+def _text(body: bytes) -> bytes:
     text = body.strip().removeprefix(b"\xef\xbb\xbf")
     if not text.startswith(b"{"):
         text = _unpacked(text)
@@ -61,12 +97,25 @@ def decode(body: bytes, kind: type[MessageT]) -> MessageT:
         raise MessageError(
             f"the message has {len(text)} bytes, more than the {MAX_BYTES} allowed; shorten it"
         )
-    try:
-        return msgspec.json.decode(text, type=kind)
-    except msgspec.ValidationError as error:
-        raise MessageError(f"the message does not fit its schema: {_plain(error)}; correct it") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise MessageError(f"the message is not valid JSON ({_plain(error)}); send a JSON object") from error
+    return text
+
+
+def _envelope(text: bytes) -> _Envelope:
+    return msgspec.json.decode(text, type=_Envelope)
+
+
+def _data(text: bytes, envelope: _Envelope) -> bytes:
+    """What the event carries, JSON inside a string and base64 taken out; the text itself when it is none."""
+    if not envelope.is_event:
+        return text
+    if envelope.data_base64:
+        return _unpacked(envelope.data_base64.encode())
+    inner = bytes(envelope.data)
+    if inner.startswith(b'"'):
+        inner = msgspec.json.decode(inner, type=str).encode()
+    if not inner.lstrip().startswith(b"{"):
+        raise MessageError("the event's data is no JSON object; put the message there")
+    return inner
 
 
 def _unpacked(text: bytes) -> bytes:
