@@ -72,7 +72,7 @@ def answer(
 ) -> str:
     """Do what a nudge asks, by the rules above; returns which of them applied."""
     claims, pair = clients.claims, (cluster.name, automation.name)
-    settle = clients.duration("KUBEKEEPER_SETTLE", SETTLE)
+    settle = settling_time(clients, automation)
     state = claims.state(*pair)
     if _is_satisfied(nudge, sent_at, state.ended, state.passed_at):
         return "satisfied"
@@ -96,6 +96,12 @@ def answer(
         return f"passed {_go_round(clients, automation, cluster, claim, settle)}"
 
 
+def settling_time(clients: Clients, automation: Automation) -> timedelta:
+    """How far apart passes of an automation begin at least."""
+    settle = clients.duration("KUBEKEEPER_SETTLE", SETTLE)
+    return settle if automation.settle is None else min(settle, automation.settle)
+
+
 def one_pass(clients: Clients, automation: Automation, cluster: Cluster, claim: Claim) -> None:
     """One pass of an automation over a cluster, or the note that an operator paused it."""
     began = claim.begin_pass(clients.now())
@@ -116,7 +122,7 @@ def looking_again(clients: Clients, automation: Automation, cluster: Cluster, cl
         yield
     finally:
         if clients.claims.is_dirty(cluster.name, automation.name, claim.begun):
-            settle = clients.duration("KUBEKEEPER_SETTLE", SETTLE)
+            settle = settling_time(clients, automation)
             wait = _time_left(claim.passed_at, settle, clients.now())
             _follow_up(clients, automation, cluster, claim.begun, wait or timedelta(0))
 

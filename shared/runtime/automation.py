@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ class Automation:
     is_configured: Callable[[Cluster], bool] = lambda _cluster: False
     events: frozenset[str] = frozenset()
     """Types of incoming events that are a reason to look."""
+    settle: timedelta | None = None
+    """Passes may begin closer together than the app setting KUBEKEEPER_SETTLE says: this far apart."""
 
 
 AUTOMATIONS = {
@@ -73,6 +76,8 @@ AUTOMATIONS = {
             package="shared.ingress_sync",
             reconcile="shared.ingress_sync.reconcile:reconcile",
             is_configured=lambda cluster: cluster.ingress_sync is not None and cluster.ingress_sync.enabled,
+            # It gathers bursts itself (`ingressSync.quiet`), by looking again after so long.
+            settle=timedelta(seconds=2),
             events=frozenset({"Kubekeeper.Cluster.IngressChanged", "Kubekeeper.Cluster.EndpointsChanged"}),
         ),
     )
