@@ -27,10 +27,11 @@ GROWTH_PATIENCE = timedelta(minutes=30)
 
 
 class Phase(enum.StrEnum):
-    """How far a removal is. Up to DRAINING it can be given up; from DELETING on it only goes forward."""
+    """How far a removal is."""
 
     DRAINING = "Draining"
     DELETING = "Deleting"
+    UNDOING = "Undoing"
 
 
 class BackoffReason(enum.StrEnum):
@@ -78,7 +79,11 @@ class Removal(_Entry):
     node: str = ""
     uid: str = ""
     phase: Phase = Phase.DRAINING
+    computer_name: str = ""
+    """What its node would be called, for a machine that has none."""
     cordoned: bool = False
+    drained: bool = False
+    """Whether nothing was left on it when this pass looked."""
     evicted: int = 0
     is_lost: bool = False
     """The kubelet is dead: pods that were told to go count as gone, since nobody can confirm it."""

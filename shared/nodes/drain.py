@@ -31,11 +31,6 @@ class _Owner(msgspec.Struct, frozen=True, kw_only=True):
     controller: bool = False
 
 
-class _Volume(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    name: str = ""
-    empty_dir: msgspec.Raw | None = None
-
-
 class _Metadata(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     name: str
     namespace: str = ""
@@ -47,7 +42,7 @@ class _Metadata(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 class _Spec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     node_name: str = ""
-    volumes: tuple[_Volume, ...] | None = None
+    termination_grace_period_seconds: int | None = None
 
 
 class _Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,8 +112,11 @@ def pods_to_move(kube: KubeClient, node: str) -> tuple[PodOnNode, ...]:
     return tuple(pod for pod in found if not pod.stays)
 
 
-def drain_step(kube: KubeClient, node: str, *, grace_seconds: int | None = None) -> Step:
-    """Evict what is on the node, once each; ApiError when the pods cannot even be listed."""
+def drain_step(kube: KubeClient, node: str, *, longest_grace_seconds: int | None = None) -> Step:
+    """Evict what is on the node, once each; ApiError when the pods cannot even be listed.
+
+    A pod has the grace period it asks for, but no longer than `longest_grace_seconds`.
+    """
     pods = pods_to_move(kube, node)
     terminating = tuple(pod.subject for pod in pods if pod.is_terminating)
     waiting = [pod for pod in pods if not pod.is_terminating]
@@ -126,7 +124,7 @@ def drain_step(kube: KubeClient, node: str, *, grace_seconds: int | None = None)
     refused: dict[str, str] = {}
     for number, pod in enumerate(waiting[:EVICTIONS_PER_STEP]):
         try:
-            reason = _evict(kube, pod, grace_seconds)
+            reason = _evict(kube, pod, longest_grace_seconds)
         except ThrottledError:  # the API server itself has enough; ask for the rest next time
             postponed = len(waiting) - number
             return Step(tuple(evicted), refused, terminating, postponed)
@@ -137,11 +135,12 @@ def drain_step(kube: KubeClient, node: str, *, grace_seconds: int | None = None)
     return Step(tuple(evicted), refused, terminating, max(0, len(waiting) - EVICTIONS_PER_STEP))
 
 
-def _evict(kube: KubeClient, pod: PodOnNode, grace_seconds: int | None) -> str | None:
+def _evict(kube: KubeClient, pod: PodOnNode, longest: int | None) -> str | None:
     """None when the pod is going; else why not. ThrottledError when it was not the budget that refused."""
-    metadata = pod.metadata
+    metadata, own = pod.metadata, pod.spec.termination_grace_period_seconds
+    grace = longest if longest is not None and own is not None and own > longest else None
     try:
-        kube.evict(metadata.namespace, metadata.name, uid=metadata.uid, grace_seconds=grace_seconds)
+        kube.evict(metadata.namespace, metadata.name, uid=metadata.uid, grace_seconds=grace)
     except NotFoundError:
         return None
     except ConflictError as error:
