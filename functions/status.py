@@ -42,6 +42,18 @@ def status(req: func.HttpRequest) -> func.HttpResponse:
     return func.HttpResponse(body, status_code=code, mimetype=kind, charset="utf-8", headers=safe)
 
 
+@blueprint.route(route="metrics", methods=["GET"], auth_level=func.AuthLevel.FUNCTION)
+def metrics(req: func.HttpRequest) -> func.HttpResponse:
+    """The state of the fleet for Prometheus."""
+    from shared.bootstrap import clients
+    from shared.status.answer import exposition
+
+    code, kind, body = exposition(clients())
+    return func.HttpResponse(
+        body, status_code=code, headers={"Content-Type": kind, "Cache-Control": "no-store"}
+    )
+
+
 def _json(status: int, body: dict[str, object]) -> func.HttpResponse:
     import msgspec
 

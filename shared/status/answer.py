@@ -1,4 +1,4 @@
-"""What `GET /api/status` answers: HTML for people, JSON for programs, and one line when it cannot."""
+"""What `GET /api/status` and `/api/metrics` answer, and one line when they cannot."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import msgspec
 from shared.errors import AutomationError
 from shared.log import redact
 from shared.status.collect import collect_page
+from shared.status.metrics import CONTENT_TYPE
+from shared.status.metrics import render as render_metrics
 from shared.status.page import render
 
 if TYPE_CHECKING:
@@ -26,6 +28,14 @@ def answer(clients: Clients, wanted: str, accepts: str) -> tuple[int, str, bytes
         line = redact(str(error))
         return 503, kind, msgspec.json.encode({"error": line}) if kind == JSON else _sorry(line)
     return 200, kind, msgspec.json.encode(document) if kind == JSON else render(document).encode()
+
+
+def exposition(clients: Clients) -> tuple[int, str, bytes]:
+    """(HTTP status, media type, body) of the metrics; 503 with the reason when they cannot be read."""
+    try:
+        return 200, CONTENT_TYPE, render_metrics(collect_page(clients))
+    except AutomationError as error:
+        return 503, "text/plain; charset=utf-8", f"{redact(str(error))}\n".encode()
 
 
 def _sorry(line: str) -> bytes:

@@ -14,11 +14,13 @@ from typing import NamedTuple
 import pytest
 from azure.core.exceptions import ResourceExistsError
 from azure.storage.queue import QueueServiceClient
+from prometheus_client.parser import text_string_to_metric_families
 
 from sandbox.host.process import HostProcess
 from sandbox.tools import CHECKOUT
 from shared.bootstrap import Clients
 from shared.operations.dispatch import get_operation
+from shared.status.metrics import CONTENT_TYPE
 
 pytestmark = pytest.mark.azurite
 CONFIGURATION = """
@@ -124,3 +126,11 @@ def test_the_status_page_needs_the_key_and_shows_what_was_asked_for(running: Run
     (cluster,) = document["clusters"]
     assert [row["automation"] for row in cluster["automations"]] == ["etcd-backup"]
     assert "pause" in [operation["operation"] for operation in document["operations"]]
+
+
+def test_metrics_need_the_key_and_are_prometheus_text(running: Running) -> None:
+    assert running.host.get("/api/metrics").status == 401
+    answer = running.host.get("/api/metrics", key=running.host.keys.function)
+    assert (answer.status, answer.headers["content-type"]) == (200, CONTENT_TYPE)
+    names = {family.name for family in text_string_to_metric_families(answer.body.decode())}
+    assert "kubekeeper_paused" in names

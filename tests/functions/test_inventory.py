@@ -30,6 +30,7 @@ TRIGGERS = {
     "ingress_sync_timer": ("timer", "%KUBEKEEPER_INGRESS_SYNC_SCHEDULE%"),
     "ingress_sync_work": ("queue", "ingress-sync"),
     "operations_work": ("queue", "operations"),
+    "metrics": ("http", "/api/metrics"),
     "status": ("http", "/api/status"),
     "reconcile": ("http", "/api/reconcile/{cluster}/{automation}"),
 }
