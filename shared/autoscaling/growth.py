@@ -67,6 +67,7 @@ def begin_growth(work: Work, wish: Wish) -> Outcome:
     try:
         fresh = _checked(work, driver, wish)
     except Declined as declined:
+        work.look_at_everything()
         work.pools_changed()
         work.look_again(BUSY_WAIT)
         return Outcome(action=action, status=Status.SKIPPED, message=str(declined))
@@ -164,6 +165,7 @@ def _unread(work: Work, action: Action, pool: Pool, error: ApiError) -> Outcome:
 
 def _refused(work: Work, action: Action, pool: Pool, error: ApiError | UnsafePlanError) -> Outcome:
     """Busy pools are looked at again; others rest, and the next pass chooses without them."""
+    work.look_at_everything()
     work.look_again(BUSY_WAIT)
     if isinstance(error, UnsafePlanError) or is_busy(error):
         work.save()
@@ -173,6 +175,7 @@ def _refused(work: Work, action: Action, pool: Pool, error: ApiError | UnsafePla
 
 def _rested(work: Work, action: Action, pool: str, name: str, failure: Failure) -> Outcome:
     rest = work.ledger.rest(pool, failure, work.place.policy.scale_up.backoff, work.now)
+    work.look_at_everything()
     work.save()
     work.look_again(timedelta(seconds=1))
     until = f"{rest.until:%H:%M:%S} UTC"
@@ -248,6 +251,7 @@ def _look_for(work: Work, growth: Growth) -> Outcome:
     _sweep(work, growth)
     if fresh.capacity >= growth.to:
         return _finish(work, growth, f"it was carried out: there are {fresh.capacity} machines")
+    work.look_at_everything()
     return _finish(work, growth, f"it was not carried out: there are {fresh.capacity} machines")
 
 

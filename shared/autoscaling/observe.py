@@ -103,7 +103,7 @@ def observe(place: Place, state: Mapping[str, Any], ages: Ages, *, keep: bool = 
         place.clients.arm,
         _scope(place.cluster),
         place.policy,
-        state.get(CACHED) or {},
+        state.get(CACHED, {}),
         place.now,
         whole=keep,
     )

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from shared.clients.kube import KubeClient
     from shared.runtime.claim import Claim
 
+LOOKED_AT = "lookedAt"
+"""In the state: when everything was last read."""
 FIRST_POLL, NEXT_POLL, LONGEST_POLL = (timedelta(seconds=seconds) for seconds in (15, 20, 30))
 
 
@@ -66,6 +68,10 @@ class Work:
     def look_again(self, wait: timedelta) -> None:
         """Somebody should, after so long."""
         self.waits.append(wait)
+
+    def look_at_everything(self) -> None:
+        """What was last planned with does not hold any more: the next look reads all, whoever waits."""
+        self.state.pop(LOOKED_AT, None)
 
     def pools_changed(self) -> None:
         """What is remembered of pools is wrong from now on."""
