@@ -50,8 +50,8 @@ format: $(DONE)/python ## rewrite the files as `make check` wants them
 bench: setup           ## ratios against named baselines; ONLY=name for one
 	@$(PY) -m bench $(ONLY)
 
-e2e: setup             ## the tests on the real Kubernetes control plane (KUBEBUILDER_ASSETS)
-	@$(PYTEST) -m e2e $(ARGS)
+e2e: setup             ## the tests on the real Kubernetes control plane (KUBEBUILDER_ASSETS); the contracts on both
+	@$(PYTEST) -m "e2e or contract" $(ARGS)
 
 lock: $(DONE)/python   ## requirements*.txt from pyproject.toml; UPGRADE=1 takes the newest versions
 	$(LOCK) -o requirements.txt

@@ -1,6 +1,6 @@
 """The list of contracts, docs/reference/contracts.md: written by a run on both targets, checked by every run.
 
-CONTRACTS_REPORT=docs/reference/contracts.md make e2e ARGS=tests/contracts
+CONTRACTS_REPORT=docs/reference/contracts.md make e2e
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ What the automations rely on in Kubernetes. Each line is a test of `tests/contra
 real control plane and run on it and on the stand-in (`sandbox.kube`); where they differ, the stand-in is
 wrong. This page is written by that run:
 
-    CONTRACTS_REPORT=docs/reference/contracts.md .venv/bin/python -m pytest tests/contracts
+    CONTRACTS_REPORT=docs/reference/contracts.md make e2e
 """
 
 
@@ -49,6 +49,12 @@ class Outcomes:
     def add(self, module: str, test: str, target: str, *, is_passed: bool) -> None:
         known = self.passed[module, test].get(target, True)
         self.passed[module, test][target] = known and is_passed
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every contract has been tried on both targets."""
+        wanted = {(module, name) for module, names in contracts().items() for name in names}
+        return wanted == {known for known, targets in self.passed.items() if len(targets) == 2}
 
     def page(self, version: str) -> str:
         """The whole page."""
