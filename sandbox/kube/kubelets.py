@@ -12,6 +12,7 @@ They act while the clock is advanced, in the order of the nodes' and pods' names
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -26,8 +27,10 @@ from sandbox.kube.volumes import VOLUMES, unique_name, volumes_to_attach
 from sandbox.node_agent import HEARTBEAT, Pod, new_node, node_conditions, pod_conditions, running_status
 
 LEASES = kinds.named("leases", "coordination.k8s.io")
-RETRY = timedelta(seconds=1)
-MOUNT_RETRY = timedelta(seconds=2)
+RETRY_SECONDS, RETRY_AT_MOST_SECONDS = 1.0, 300.0
+"""Of the external-attacher, doubled each time."""
+MOUNT_RETRY_SECONDS, MOUNT_RETRY_AT_MOST_SECONDS = 0.5, 122.0
+"""Of the kubelet."""
 _LEASE_SPACE = "kube-node-lease"
 
 Act = Callable[[str, str], Mapping[str, str] | None]
@@ -79,6 +82,8 @@ class Kubelets:
         self._mount = mount
         self._unmount = unmount
         self._retrying: set[str] = set()
+        self._mount_retries: Counter[str] = Counter()
+        """By pod uid."""
         self._holders: dict[Key, set[str]] = {}
         """Which kubelets have volumes for a pod of that name."""
         self._start_delay = start_delay.total_seconds()
@@ -236,8 +241,12 @@ class Kubelets:
         if not self._mount_all(kubelet, pod):
             if uid not in self._retrying:
                 self._retrying.add(uid)
-                self._objects.later(MOUNT_RETRY.total_seconds(), lambda: self._start_again(kubelet, key, uid))
+                seconds = MOUNT_RETRY_SECONDS * 2.0 ** self._mount_retries[uid]
+                self._mount_retries[uid] += 1
+                seconds = min(MOUNT_RETRY_AT_MOST_SECONDS, seconds)
+                self._objects.later(seconds, lambda: self._start_again(kubelet, key, uid))
             return
+        self._mount_retries.pop(uid, None)
         now = self._objects.now()
         read = msgspec.convert(pod, Pod)
         status = running_status(read, now, host=kubelet.address, address=self._address())
@@ -321,20 +330,29 @@ class Kubelets:
 
 
 class Driver:
-    """The attacher of a CSI driver: calls `attach` and `detach`, and tries again when they refuse."""
+    """The attacher of a CSI driver: calls `attach` and `detach`, and tries again when they refuse, later and
+    later; at once when somebody touches the object.
+    """
 
     def __init__(self, objects: Objects, name: str, *, attach: Act, detach: Act) -> None:
         self._objects = objects
         self._name = name
         self._attach = attach
         self._detach = detach
-        self._waiting: set[str] = set()
+        self._waiting: dict[str, Document] = {}
+        """What is to be tried again, as it was then."""
+        self._failures: Counter[str] = Counter()
         self._finalizer = "external-attacher/" + name.replace(".", "-")
 
     def sync(self, dirty: Dirty) -> None:
         for _, name in sorted(dirty.get(kinds.ATTACHMENTS, ())):
-            if name not in self._waiting:
+            if name not in self._waiting or self._is_touched(name):
                 self._handle(name)
+
+    def _is_touched(self, name: str) -> bool:
+        """By anyone but us: what we write besides the status are finalizers."""
+        found = self._objects.get(kinds.ATTACHMENTS, name)
+        return found is None or _essence(found) != self._waiting[name]
 
     def _handle(self, name: str) -> None:
         attachment = self._objects.get(kinds.ATTACHMENTS, name)
@@ -377,18 +395,22 @@ class Driver:
         """What was returned, and what went wrong as the object's status says it; `NotYet` passes."""
         name, spec = attachment["metadata"]["name"], attachment["spec"]
         try:
-            return act(self._handle_of(spec["source"]["persistentVolumeName"]), spec["nodeName"]), None
+            done = act(self._handle_of(spec["source"]["persistentVolumeName"]), spec["nodeName"])
         except NotYet as later:
             self._later(name, later.seconds)
             raise
         except Exception as error:  # noqa: BLE001 - whatever the driver says no with is shown on the object
-            self._later(name, RETRY.total_seconds())
+            self._later(name, min(RETRY_AT_MOST_SECONDS, RETRY_SECONDS * 2.0 ** self._failures[name]))
+            self._failures[name] += 1
             at = self._objects.now().strftime("%Y-%m-%dT%H:%M:%SZ")
             return None, {"message": str(error), "time": at}
+        self._failures.pop(name, None)
+        return done, None
 
     def _later(self, name: str, seconds: float) -> None:
-        self._waiting.add(name)
-        self._objects.later(seconds, lambda: self._again(name))
+        found = self._objects.get(kinds.ATTACHMENTS, name)
+        essence = self._waiting[name] = _essence(found) if found is not None else {}
+        self._objects.later(seconds, lambda: self._again(name, essence))
 
     def _handle_of(self, volume: str) -> str:
         found = self._objects.get(VOLUMES, volume)
@@ -396,6 +418,14 @@ class Driver:
             raise LookupError(f"persistentvolume {volume} not found")
         return str(found["spec"]["csi"]["volumeHandle"])
 
-    def _again(self, name: str) -> None:
-        self._waiting.discard(name)
-        self._handle(name)
+    def _again(self, name: str, essence: Document) -> None:
+        if self._waiting.get(name) is essence:  # nobody has been here meanwhile
+            del self._waiting[name]
+            self._handle(name)
+
+
+def _essence(attachment: Document) -> Document:
+    """All but what the attacher itself writes, and versions."""
+    ours = ("resourceVersion", "finalizers", "managedFields")
+    metadata = {name: value for name, value in attachment["metadata"].items() if name not in ours}
+    return {"metadata": metadata, "spec": attachment["spec"]}

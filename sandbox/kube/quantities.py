@@ -28,16 +28,25 @@ def quantity(text: str) -> Fraction:
     return Fraction(found[1] + (found[2] or "")) * _FACTORS[found[3] or ""]
 
 
-def amounts(resources: Mapping[str, Any] | None) -> dict[str, Fraction]:
+NANO = 10**9
+"""Amounts are whole numbers of billionths, the smallest unit there is: exact, and quick to add up."""
+
+
+@lru_cache(maxsize=4096)
+def _amount(text: str) -> int:
+    return int(quantity(text) * NANO)
+
+
+def amounts(resources: Mapping[str, Any] | None) -> dict[str, int]:
     """Of a list of resources, by their names."""
-    return {name: quantity(str(text)) for name, text in (resources or {}).items()}
+    return {name: _amount(str(text)) for name, text in (resources or {}).items()}
 
 
-def requested(pod: Mapping[str, Any]) -> dict[str, Fraction]:
+def requested(pod: Mapping[str, Any]) -> dict[str, int]:
     """What a pod asks for: the sum of its containers, or of one that runs before them if that is more."""
     spec = pod["spec"]
     total = _sum(_requests(container) for container in spec.get("containers") or ())
-    beside: dict[str, Fraction] = {}
+    beside: dict[str, int] = {}
     for container in spec.get("initContainers") or ():
         asked = _requests(container)
         if container.get("restartPolicy") == "Always":  # a sidecar: it goes on beside all that follow
@@ -45,21 +54,18 @@ def requested(pod: Mapping[str, Any]) -> dict[str, Fraction]:
             total = _sum((total, asked))
         else:
             asked = _sum((beside, asked))
-            total = {
-                name: max(total.get(name, Fraction(0)), asked.get(name, Fraction(0)))
-                for name in total | asked
-            }
+            total = {name: max(total.get(name, 0), asked.get(name, 0)) for name in total | asked}
     return _sum((total, amounts(spec.get("overhead"))))
 
 
-def _requests(container: Mapping[str, Any]) -> dict[str, Fraction]:
+def _requests(container: Mapping[str, Any]) -> dict[str, int]:
     resources = container.get("resources") or {}
     return amounts({**(resources.get("limits") or {}), **(resources.get("requests") or {})})
 
 
-def _sum(parts: Iterable[Mapping[str, Fraction]]) -> dict[str, Fraction]:
-    total: dict[str, Fraction] = {}
+def _sum(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
     for part in parts:
         for name, amount in part.items():
-            total[name] = total.get(name, Fraction(0)) + amount
+            total[name] = total.get(name, 0) + amount
     return total

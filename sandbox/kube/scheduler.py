@@ -1,9 +1,8 @@
 """kube-scheduler: which node a pod may go to, which of them is best, and the words when there is none.
 
 The filters stand in the real scheduler's order, since the first that objects to a node gives the reason. Not
-modelled: preemption (nobody is evicted for a pod of higher priority), limits of volumes by driver, binding of
-volumes at first use, and exact scores: of the nodes that fit, the one wins that spreads best and has most
-left.
+modelled: preemption (nobody is evicted for a pod of higher priority), binding of volumes at first use, and
+exact scores: of the nodes that fit, the one wins that spreads best and has most left.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -19,13 +17,14 @@ from sandbox.kube import kinds, rules
 from sandbox.kube.controllers import Dirty
 from sandbox.kube.lifecycle import UNSCHEDULABLE, node_taints, tolerates
 from sandbox.kube.objects import Objects, controller_of, is_going, is_over
-from sandbox.kube.quantities import amounts, requested
+from sandbox.kube.quantities import NANO, amounts, requested
 from sandbox.kube.selectors import match_labels
 from sandbox.kube.store import Document
 
 NAME = "default-scheduler"
 _CLAIMS, _VOLUMES = kinds.named("persistentvolumeclaims"), kinds.named("persistentvolumes")
-_WAKING = (kinds.NODES, kinds.PODS, _CLAIMS, _VOLUMES)
+_CSI_NODES = kinds.named("csinodes", "storage.k8s.io")
+_WAKING = (kinds.NODES, kinds.PODS, _CLAIMS, _VOLUMES, _CSI_NODES)
 _NOT_HELPFUL = "Preemption is not helpful for scheduling."
 _NO_VICTIMS = "No preemption victims found for incoming pod."
 _ZONE = "topology.kubernetes.io/zone"
@@ -39,11 +38,21 @@ class Room:
 
     node: Document
     pods: list[Document] = field(default_factory=list)
-    used: dict[str, Fraction] = field(default_factory=lambda: defaultdict(Fraction))
-    total: dict[str, Fraction] = field(init=False)
+    used: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    total: dict[str, int] = field(init=False)
+    order: tuple[int, ...] = field(init=False)
+    owners: Counter[str] = field(default_factory=Counter)
+    """How many pods each controller has here, by its uid."""
+    shunning: list[Document] = field(default_factory=list)
+    """The pods that will not be together with some others."""
+    volumes: set[str] = field(default_factory=set)
+    """What these pods use of volumes that attach: driver and handle."""
+    limits: dict[str, int] = field(default_factory=dict)
+    """How many volumes of each driver may be attached."""
 
     def __post_init__(self) -> None:
         self.total = amounts((self.node.get("status") or {}).get("allocatable"))
+        self.order = _order(self.name)
 
     @property
     def name(self) -> str:
@@ -53,9 +62,15 @@ class Room:
     def labels(self) -> dict[str, str]:
         return self.node["metadata"].get("labels") or {}
 
-    def add(self, pod: Document) -> None:
+    def add(self, pod: Document, asked: Mapping[str, int], volumes: Iterable[str]) -> None:
         self.pods.append(pod)
-        for name, amount in requested(pod).items():
+        self.volumes.update(volumes)
+        owner = controller_of(pod)
+        if owner is not None:
+            self.owners[owner["uid"]] += 1
+        if "podAntiAffinity" in (pod["spec"].get("affinity") or ()):
+            self.shunning.append(pod)
+        for name, amount in asked.items():
             self.used[name] += amount
 
 
@@ -75,6 +90,8 @@ class Scheduler:
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
+        self._requests: dict[str, dict[str, int]] = {}
+        """What pods ask for, by uid."""
 
     def sync(self, dirty: Dirty) -> None:
         if not any(dirty.get(kind) for kind in _WAKING):
@@ -89,11 +106,23 @@ class Scheduler:
 
     def _rooms(self) -> dict[str, Room]:
         rooms = {node["metadata"]["name"]: Room(node) for node in self._objects.all(kinds.NODES)}
+        for found in self._objects.all(_CSI_NODES):
+            if (room := rooms.get(found["metadata"]["name"])) is not None:
+                room.limits = _limits(found)
+        seen = {}
         for pod in self._objects.all(kinds.PODS):
-            name = pod["spec"].get("nodeName")
+            name, uid = pod["spec"].get("nodeName"), pod["metadata"]["uid"]
+            seen[uid] = self._asked(pod)
             if name in rooms and not is_over(pod):
-                rooms[name].add(pod)
+                rooms[name].add(pod, seen[uid], self._attached_for(pod))
+        self._requests = seen
         return rooms
+
+    def _asked(self, pod: Document) -> dict[str, int]:
+        return self._requests.get(pod["metadata"]["uid"]) or requested(pod)
+
+    def _attached_for(self, pod: Document) -> list[str]:
+        return [_attached_as(volume) for volume in self._volumes_of(pod)[1] if volume["spec"].get("csi")]
 
     def _schedule(self, pod: Document, rooms: dict[str, Room]) -> None:
         if pod["spec"].get("schedulingGates"):
@@ -122,12 +151,12 @@ class Scheduler:
         if not fitting:
             self._refuse(pod, _said(rooms, objections))
             return
-        best = max(fitting, key=_scorer(pod, rooms))
+        best = max(fitting, key=_scorer(pod, self._asked(pod), rooms))
         self._objects.bind(pod, best.name)
         metadata = pod["metadata"]
         message = f"Successfully assigned {metadata['namespace']}/{metadata['name']} to {best.name}"
         self._objects.tell(kinds.PODS, pod, "Scheduled", message, by=NAME)
-        best.add(pod)
+        best.add(pod, self._asked(pod), self._attached_for(pod))
 
     def _refuse(self, pod: Document, message: str) -> None:
         known = rules.condition(pod, "PodScheduled")
@@ -158,7 +187,8 @@ class Scheduler:
             _untolerated,
             _unselected,
             _ports_taken,
-            partial(_insufficient, requested(pod)),
+            partial(_insufficient, self._asked(pod)),
+            partial(_volumes_too_many, [volume for volume in volumes if volume["spec"].get("csi")]),
             partial(_volumes_elsewhere, volumes),
             _spread_filter(pod, rooms),
             _company_filter(pod, rooms),
@@ -257,16 +287,38 @@ def _host_ports(pod: Document) -> set[tuple[int, str]]:
     return {(port["hostPort"], port.get("protocol", "TCP")) for port in ports if port.get("hostPort")}
 
 
-def _insufficient(asked: Mapping[str, Fraction], _: Document, room: Room) -> Objection | None:
+def _insufficient(asked: Mapping[str, int], _: Document, room: Room) -> Objection | None:
     reasons, is_lasting = [], False
-    if len(room.pods) + 1 > room.total.get("pods", 0):
+    if (len(room.pods) + 1) * NANO > room.total.get("pods", 0):
         reasons.append("Too many pods")
     for name, amount in asked.items():
-        have = room.total.get(name, Fraction(0))
+        have = room.total.get(name, 0)
         if amount and amount > have - room.used.get(name, 0):
             reasons.append(f"Insufficient {name}")
             is_lasting = is_lasting or amount > have
     return Objection(tuple(reasons), is_lasting) if reasons else None
+
+
+def _volumes_too_many(volumes: list[Document], _: Document, room: Room) -> Objection | None:
+    """The real scheduler calls it unresolvable, as no pod is evicted for the sake of a volume's slot."""
+    for driver in {volume["spec"]["csi"]["driver"] for volume in volumes} & set(room.limits):
+        prefix = f"{driver}^"
+        wanted = {_attached_as(volume) for volume in volumes if volume["spec"]["csi"]["driver"] == driver}
+        used = {volume for volume in room.volumes if volume.startswith(prefix)}
+        if len(used | wanted) > room.limits[driver]:
+            return Objection(("node(s) exceed max volume count",), is_lasting=False)
+    return None
+
+
+def _attached_as(volume: Document) -> str:
+    csi = volume["spec"]["csi"]
+    return f"{csi['driver']}^{csi['volumeHandle']}"
+
+
+def _limits(csi_node: Document) -> dict[str, int]:
+    drivers = (csi_node.get("spec") or {}).get("drivers") or ()
+    counts = {driver["name"]: (driver.get("allocatable") or {}).get("count") for driver in drivers}
+    return {name: count for name, count in counts.items() if count is not None}
 
 
 def _volumes_elsewhere(volumes: Iterable[Document], _: Document, room: Room) -> Objection | None:
@@ -363,7 +415,7 @@ def _guarded(pod: Document, rooms: Mapping[str, Room]) -> set[tuple[str, str]]:
     return {
         (term["topologyKey"], room.labels[term["topologyKey"]])
         for room in rooms.values()
-        for other in room.pods
+        for other in room.shunning
         for term in _terms(other, "podAntiAffinity")
         if term["topologyKey"] in room.labels and _meets(term, other, pod)
     }
@@ -385,9 +437,10 @@ def _meets(term: Document, owner: Document, other: Document) -> bool:
 # Which of those that fit
 
 
-def _scorer(pod: Document, rooms: Mapping[str, Room]) -> Callable[[Room], tuple[Any, ...]]:
+def _scorer(
+    pod: Document, asked: Mapping[str, int], rooms: Mapping[str, Room]
+) -> Callable[[Room], tuple[Any, ...]]:
     """Greater is better: what is preferred, then how well it spreads, then how much is left."""
-    asked = requested(pod)
     siblings = {room.name: _siblings(pod, room) for room in rooms.values()}
     by_zone: Counter[str] = Counter()
     for room in rooms.values():
@@ -401,7 +454,7 @@ def _scorer(pod: Document, rooms: Mapping[str, Room]) -> Callable[[Room], tuple[
         )
         crowd = by_zone[room.labels.get(_ZONE, "")]
         spread = (-siblings[room.name], -crowd)
-        return (-discouraged, _preference(pod, room), *spread, -_fullness(asked, room), _order(room.name))
+        return (-discouraged, _preference(pod, room), *spread, -_fullness(asked, room), room.order)
 
     return score
 
@@ -421,13 +474,13 @@ def _siblings(pod: Document, room: Room) -> int:
     owner = controller_of(pod)
     if owner is None:
         return 0
-    return sum(1 for other in room.pods if (controller_of(other) or {}).get("uid") == owner["uid"])
+    return room.owners[owner["uid"]]
 
 
-def _fullness(asked: Mapping[str, Fraction], room: Room) -> float:
+def _fullness(asked: Mapping[str, int], room: Room) -> float:
     """The shares of CPU and memory that would be taken; among equals, how many pods there are."""
     shares = [
-        float(room.used.get(name, 0) + asked.get(name, 0)) / float(room.total[name])
+        (room.used.get(name, 0) + asked.get(name, 0)) / room.total[name]
         for name in ("cpu", "memory")
         if room.total.get(name)
     ]

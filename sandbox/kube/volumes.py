@@ -21,7 +21,7 @@ from sandbox.kube.lifecycle import OUT_OF_SERVICE, node_taints
 from sandbox.kube.objects import Objects, is_going, is_over, is_true, key_of
 from sandbox.kube.quantities import quantity
 from sandbox.kube.scheduler import claims_of
-from sandbox.kube.store import Document
+from sandbox.kube.store import Document, Key
 from sandbox.node_agent import CONTROLLER_ATTACHES, volume_name
 
 CLAIMS, VOLUMES = kinds.named("persistentvolumeclaims"), kinds.named("persistentvolumes")
@@ -136,6 +136,8 @@ class AttachDetach:
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
+        self._mounting: dict[Key, Document] = {}
+        """The pods that have claims."""
         self._in_use: dict[str, set[str]] = {}
         """What each node has said last that it uses; kept of nodes that are gone, as nobody takes it back."""
         self._asked: dict[str, datetime] = {}
@@ -143,14 +145,26 @@ class AttachDetach:
         self._told: set[tuple[str, str]] = set()
 
     def sync(self, dirty: Dirty) -> None:
-        watched = (kinds.PODS, kinds.NODES, kinds.ATTACHMENTS, CLAIMS, VOLUMES, DRIVERS)
-        if not any(dirty.get(kind) for kind in watched):
+        others = (kinds.NODES, kinds.ATTACHMENTS, CLAIMS, VOLUMES, DRIVERS)
+        if not self._note_pods(dirty) and not any(dirty.get(kind) for kind in others):
             return
         for _, name in sorted(dirty.get(kinds.NODES, ())):
             node = self._objects.get(kinds.NODES, name)
             if node is not None:
                 self._in_use[name] = set(node["status"].get("volumesInUse") or ())
         self._reconcile()
+
+    def _note_pods(self, dirty: Dirty) -> bool:
+        """Whether any that has claims has come, gone or changed."""
+        is_any = False
+        for key in dirty.get(kinds.PODS, ()):
+            pod = self._objects.get(kinds.PODS, key[1], key[0])
+            if pod is not None and claims_of(pod):
+                self._mounting[key] = pod
+                is_any = True
+            elif self._mounting.pop(key, None) is not None:
+                is_any = True
+        return is_any
 
     def _reconcile(self) -> None:
         uses = self._uses()
@@ -171,7 +185,7 @@ class AttachDetach:
 
     def _uses(self) -> dict[str, _Use]:
         uses: dict[str, _Use] = {}
-        for pod in self._objects.all(kinds.PODS):
+        for _, pod in sorted(self._mounting.items(), key=lambda item: item[0]):
             node = self._objects.get(kinds.NODES, pod["spec"].get("nodeName") or "")
             if node is None or is_over(pod) or not _is_left_to_us(node):
                 continue
