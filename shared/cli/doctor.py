@@ -7,15 +7,15 @@ It writes only what proves that it may: a blob, a row, both removed at once.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
 from shared.cli.console import print_json, print_line, styled
+from shared.cli.findings import Finding, clock_finding, guarded, ok, problem, sign_in_hint, warning
 from shared.cli.session import Session, complete_cluster, session
 from shared.errors import AutomationError, SettingsError
 
@@ -23,19 +23,9 @@ if TYPE_CHECKING:
     from shared.etcd_backup.observation import EndpointReading, Observation
     from shared.settings import Cluster, Settings
 
-SKEW_WARNING = timedelta(seconds=5)
-"""Certificates, leases and plans stand much more; logs that are compared do not."""
 EXPIRY_WARNING = timedelta(days=30)
 LATE_TICK = timedelta(minutes=30)
 """Timers of this app fire every few minutes; half an hour of silence is a dead timer, not jitter."""
-
-
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """`level` is ok, warning or problem; `message` says what was found and, unless ok, what to do."""
-
-    level: str
-    subject: str
-    message: str
 
 
 def register(app: typer.Typer) -> None:
@@ -69,39 +59,26 @@ def doctor(
 
 def examine(here: Session, cluster: str | None) -> Iterator[Finding]:
     """All findings, as they are made."""
-    yield from _guarded("storage", lambda: _storage(here))
+    yield from guarded("storage", lambda: _storage(here))
     try:
         settings = here.settings
         clusters = here.clusters(cluster)
     except AutomationError as error:
-        yield _problem("configuration", str(error))
+        yield problem("configuration", str(error))
         return
     names = ", ".join(one.name for one in settings.clusters)
-    yield _ok("configuration", f"valid; clusters: {names}")
-    yield from _guarded("storage account", lambda: _account(here, settings))
-    yield from _guarded("runtime", lambda: _runtime(here))
+    yield ok("configuration", f"valid; clusters: {names}")
+    yield from guarded("storage account", lambda: _account(here, settings))
+    yield from guarded("runtime", lambda: _runtime(here))
     for one in clusters:
-        for part, check in (("etcd", _etcd), ("encryption", _encryption), ("backups", _backups)):
-            yield from _guarded(f"{one.name} {part}", partial(check, here, one))
-
-
-def _ok(subject: str, message: str) -> Finding:
-    return Finding(level="ok", subject=subject, message=message)
-
-
-def _warning(subject: str, message: str) -> Finding:
-    return Finding(level="warning", subject=subject, message=message)
-
-
-def _problem(subject: str, message: str) -> Finding:
-    return Finding(level="problem", subject=subject, message=message)
-
-
-def _guarded(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    try:
-        yield from check()
-    except AutomationError as error:
-        yield _problem(subject, str(error))
+        for part, check in (
+            ("etcd", _etcd),
+            ("encryption", _encryption),
+            ("backups", _backups),
+            ("kubernetes", _kubernetes),
+            ("azure", _azure),
+        ):
+            yield from guarded(f"{one.name} {part}", partial(check, here, one))
 
 
 # Storage
@@ -114,7 +91,7 @@ def _storage(here: Session) -> Iterator[Finding]:
         try:
             yield from prove(here, subject)
         except AutomationError as error:
-            yield _problem(subject, f"{error}{sign_in_hint(error)}")
+            yield problem(subject, f"{error}{sign_in_hint(error)}")
 
 
 def _prove_blobs(here: Session, subject: str) -> Iterator[Finding]:
@@ -130,7 +107,7 @@ def _prove_blobs(here: Session, subject: str) -> Iterator[Finding]:
         theirs = store.properties(name).last_modified
     finally:
         store.delete(name)
-    yield _ok(subject, "can be written, read and deleted")
+    yield ok(subject, "can be written, read and deleted")
     # The service tells whole seconds, so anything within one of them counts as equal.
     ahead = theirs - after if theirs > after else theirs + timedelta(seconds=1) - before
     if theirs <= after and theirs + timedelta(seconds=1) >= before:
@@ -144,7 +121,7 @@ def _prove_queues(here: Session, subject: str) -> Iterator[Finding]:
     queue = here.clients.queue(QUEUE)
     queue.ensure()
     queue.peek(1)
-    yield _ok(subject, "can be created and read")
+    yield ok(subject, "can be created and read")
 
 
 def _prove_tables(here: Session, subject: str) -> Iterator[Finding]:
@@ -154,31 +131,7 @@ def _prove_tables(here: Session, subject: str) -> Iterator[Finding]:
     table.put({"PartitionKey": "doctor", "RowKey": row})
     table.read("doctor", row)
     table.delete("doctor", row)
-    yield _ok(subject, "can be written, read and deleted")
-
-
-_SIGN_IN = {
-    "AADSTS700016": "no application of the tenant has this client id; correct AZURE_CLIENT_ID",
-    "AADSTS7000215": "the client secret is wrong; set AZURE_CLIENT_SECRET to its value, not to its id",
-    "AADSTS7000222": "the client secret has expired; make a new one and set AZURE_CLIENT_SECRET",
-    "AADSTS90002": "there is no such tenant; correct AZURE_TENANT_ID",
-    "AADSTS900023": "the tenant id is malformed; correct AZURE_TENANT_ID",
-    "AADSTS700027": "the client certificate is not the one registered; correct AZURE_CLIENT_CERTIFICATE_PATH",
-}
-"""Codes of Entra ID (learn.microsoft.com, "Microsoft Entra authentication and authorization error codes")."""
-
-
-def sign_in_hint(error: AutomationError) -> str:
-    """What Entra ID said, when signing in is what failed."""
-    texts = []
-    cause: BaseException | None = error
-    while cause is not None:
-        texts.append(str(cause))
-        cause = cause.__cause__
-    for code, meaning in _SIGN_IN.items():
-        if any(f"{code}:" in text or f"{code} " in text for text in texts):
-            return f"; {meaning} ({code})"
-    return ""
+    yield ok(subject, "can be written, read and deleted")
 
 
 # The account behind it, and the app itself
@@ -186,7 +139,7 @@ def sign_in_hint(error: AutomationError) -> str:
 
 def _account(here: Session, settings: Settings) -> Iterator[Finding]:
     if not settings.storage_account:
-        yield _warning(
+        yield warning(
             "storage account",
             "its protection (versioning, soft delete, immutability) was not checked; "
             "set 'storageAccount' in the configuration to its resource id",
@@ -204,7 +157,7 @@ def _account(here: Session, settings: Settings) -> Iterator[Finding]:
                 level=level, subject=subject, message=f"{finding.message}; {finding.remedy}{byhand}"
             )
         if not found:
-            yield _ok(subject, "protected: versions, soft delete, immutability, no public access, TLS 1.2")
+            yield ok(subject, "protected: versions, soft delete, immutability, no public access, TLS 1.2")
 
 
 def _runtime(here: Session) -> Iterator[Finding]:
@@ -214,17 +167,17 @@ def _runtime(here: Session) -> Iterator[Finding]:
     for automation, tick in here.clients.journal.ticks().items():
         if now - tick > LATE_TICK:
             minutes = round((now - tick).total_seconds() / 60)
-            yield _warning(
+            yield warning(
                 "timers",
                 f"the timer of {automation} has not fired for {minutes} minutes; restart the app, "
                 f"or drive it by POST /api/reconcile/CLUSTER/{automation}",
             )
         else:
-            yield _ok("timers", f"{automation} fired {round((now - tick).total_seconds())} s ago")
+            yield ok("timers", f"{automation} fired {round((now - tick).total_seconds())} s ago")
     for queue in poison.queues(here.clients):
         count = here.clients.queue(queue + poison.SUFFIX).count()
         if count:
-            yield _warning(
+            yield warning(
                 "poison", f"{count} messages of queue '{queue}' failed for good; see: keeper poison list"
             )
 
@@ -235,7 +188,7 @@ def _runtime(here: Session) -> Iterator[Finding]:
 def _etcd(here: Session, cluster: Cluster) -> Iterator[Finding]:
     subject = f"{cluster.name} etcd"
     if cluster.etcd is None:
-        yield _ok(subject, "not configured")
+        yield ok(subject, "not configured")
         return
     from shared.clients.etcd import EtcdClient
     from shared.etcd_backup.observe import observe_etcd
@@ -248,7 +201,7 @@ def _etcd(here: Session, cluster: Cluster) -> Iterator[Finding]:
         if not observation.statuses:
             return
         if observation.members_error:
-            yield _problem(subject, f"the member list cannot be read: {observation.members_error}")
+            yield problem(subject, f"the member list cannot be read: {observation.members_error}")
             return
         yield from _voters(subject, observation)
         yield from _may_take_snapshots(subject, etcd, observation)
@@ -257,23 +210,23 @@ def _etcd(here: Session, cluster: Cluster) -> Iterator[Finding]:
 def _member(subject: str, reading: EndpointReading, observation: Observation) -> Iterator[Finding]:
     status = reading.status
     if status is None:
-        yield _problem(subject, reading.error)
+        yield problem(subject, reading.error)
         return
     role = "learner" if status.is_learner else "leader" if status.is_leader else "follower"
-    yield _ok(subject, f"{role}, etcd {status.version}, answered in {reading.latency_ms} ms")
+    yield ok(subject, f"{role}, etcd {status.version}, answered in {reading.latency_ms} ms")
     skew = clock_finding(subject, "its", timedelta(milliseconds=reading.clock_skew_ms or 0))
     if skew.level != "ok":
         yield skew
     for alarm in status.alarms():
         if alarm.member_id == status.member_id:
-            yield _problem(subject, f"alarm {alarm.alarm}; mend its cause, then: etcdctl alarm disarm")
+            yield problem(subject, f"alarm {alarm.alarm}; mend its cause, then: etcdctl alarm disarm")
 
 
 def _voters(subject: str, observation: Observation) -> Iterator[Finding]:
     known = {status.member_id for status in observation.statuses}
     missing = [m.name or f"{m.id:x}" for m in observation.members if m.id not in known and not m.is_learner]
     if missing:
-        yield _warning(
+        yield warning(
             subject,
             f"no endpoint leads to {', '.join(missing)}; add it to etcd.endpoints or remove the member",
         )
@@ -290,7 +243,7 @@ def _may_take_snapshots(subject: str, etcd: object, observation: Observation) ->
     limit = timedelta(seconds=10)
     with etcd.snapshot(reachable[0], stall_timeout=limit, total_timeout=limit) as stream:
         next(stream)
-    yield _ok(subject, "snapshots may be taken")
+    yield ok(subject, "snapshots may be taken")
 
 
 def _certificates(here: Session, cluster: Cluster) -> Iterator[Finding]:
@@ -312,16 +265,16 @@ def validity(subject: str, pem: bytes, now: datetime) -> Iterator[Finding]:
     try:
         certificates = x509.load_pem_x509_certificates(pem)
     except ValueError:
-        yield _problem(subject, "is not a PEM certificate; copy it again")
+        yield problem(subject, "is not a PEM certificate; copy it again")
         return
     first = min(certificates, key=lambda certificate: certificate.not_valid_after_utc)
     left, day = first.not_valid_after_utc - now, f"{first.not_valid_after_utc:%Y-%m-%d}"
     if left < timedelta(0):
-        yield _problem(subject, f"expired on {day}; renew it")
+        yield problem(subject, f"expired on {day}; renew it")
     elif left < EXPIRY_WARNING:
-        yield _warning(subject, f"expires on {day}, in {left.days} days; renew it")
+        yield warning(subject, f"expires on {day}, in {left.days} days; renew it")
     else:
-        yield _ok(subject, f"valid until {day}")
+        yield ok(subject, f"valid until {day}")
 
 
 # Backups
@@ -337,7 +290,7 @@ def _encryption(here: Session, cluster: Cluster) -> Iterator[Finding]:
     data_key, wrapped = keys.new_data_key(policy.encryption, here.environ)
     if keys.unwrap(wrapped, policy.encryption, here.environ) != data_key:
         raise SettingsError("the key does not unwrap what it wrapped; check the key in the configuration")
-    yield _ok(
+    yield ok(
         f"{cluster.name} encryption", f"key {wrapped.key_id} wraps and unwraps; losing it loses the backups"
     )
 
@@ -349,11 +302,11 @@ def _backups(here: Session, cluster: Cluster) -> Iterator[Finding]:
 
     policy, subject = cluster.etcd_backup, f"{cluster.name} backups"
     if policy is None:
-        yield _warning(subject, "none are configured; add 'etcdBackup' to the configuration")
+        yield warning(subject, "none are configured; add 'etcdBackup' to the configuration")
         return
     gap = longest_gap(policy.schedule, here.clients.now())
     if parse_duration(policy.objective) < gap:
-        yield _warning(
+        yield warning(
             subject,
             f"objective {policy.objective} is shorter than the {_hours(gap)} between two scheduled backups, "
             "so the alarm will be raised again and again; lengthen it or schedule more often",
@@ -361,16 +314,54 @@ def _backups(here: Session, cluster: Cluster) -> Iterator[Finding]:
     now = here.clients.now()
     newest = Lineage(records_of(here, cluster)).newest_proven(now)
     if newest is None:
-        yield _problem(subject, "there is no verified backup; take one with: keeper run backup --wait")
+        yield problem(subject, "there is no verified backup; take one with: keeper run backup --wait")
     elif now - newest.started_at > parse_duration(policy.objective):
-        yield _problem(
+        yield problem(
             subject,
             f"the newest verified backup is {_hours(now - newest.started_at)} old, objective "
             f"{policy.objective}; "
             "see: keeper status",
         )
     else:
-        yield _ok(subject, f"newest verified backup is {_hours(now - newest.started_at)} old ({newest.run})")
+        yield ok(subject, f"newest verified backup is {_hours(now - newest.started_at)} old ({newest.run})")
+
+
+# The cluster and its place in Azure
+
+
+def _kubernetes(here: Session, cluster: Cluster) -> Iterator[Finding]:
+    """Reach the API server, and do with it what every automation begins with."""
+    subject = f"{cluster.name} kubernetes"
+    if cluster.kubernetes is None:
+        return
+    client = here.clients.kube(cluster)
+    version = client.read("/version").get("gitVersion", "of an unknown version")
+    nodes = client.read("/api/v1/nodes", limit=1)
+    left = nodes["metadata"].get("remainingItemCount") or 0
+    yield ok(subject, f"{version} at {client.server}, {len(nodes['items']) + left} nodes can be listed")
+
+
+def _azure(here: Session, cluster: Cluster) -> Iterator[Finding]:
+    """Read each resource group and the AKS cluster, each by itself: one missing role hides no other."""
+    if cluster.azure is None:
+        return
+    scope = cluster.azure
+    groups = [f"/subscriptions/{scope.subscription}/resourceGroups/{name}" for name in scope.resource_groups]
+    for path in [*groups, *([scope.managed_cluster] if scope.managed_cluster else [])]:
+        subject = f"{cluster.name} azure {path.rpartition('/')[2]}"
+        try:
+            found = here.clients.arm.get(path).document
+        except AutomationError as error:
+            yield problem(subject, f"{error}{sign_in_hint(error)}")
+            continue
+        place = found.get("location", "")
+        yield ok(subject, f"can be read, in {place}")
+        if path in groups and not scope.managed_cluster and place != scope.location:
+            yield warning(
+                subject,
+                f"it is in {place} and 'azure.location' is {scope.location}; "
+                "machines may well be elsewhere than their group, but check it",
+            )
 
 
 def longest_gap(schedule: str, now: datetime) -> timedelta:
@@ -390,13 +381,4 @@ def _hours(value: timedelta) -> str:
         format_duration(timedelta(minutes=value.total_seconds() // 60))
         if value >= timedelta(minutes=1)
         else "0m"
-    )
-
-
-def clock_finding(subject: str, whose: str, ahead: timedelta) -> Finding:
-    if abs(ahead) < SKEW_WARNING:
-        return _ok(subject, f"{whose} clock and ours agree")
-    direction = "ahead of" if ahead > timedelta(0) else "behind"
-    return _warning(
-        subject, f"{whose} clock is {abs(ahead).total_seconds():.0f} s {direction} ours; check NTP on both"
     )

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from shared.settings import Cluster, Settings
 
 
+IDENTITY_SETTINGS = ("AZURE_", "IDENTITY_", "MSI_")
+"""How the variables begin that say who this process is."""
+
+
 class Session:
     """App settings, and clients built when first needed."""
 
@@ -35,6 +39,8 @@ class Session:
         environ = dict(os.environ)
         if settings_file:
             environ = read_local_settings(Path(settings_file)) | environ
+            # The host makes app settings environment variables, and azure-identity reads its own from there.
+            os.environ.update({name: environ[name] for name in environ if name.startswith(IDENTITY_SETTINGS)})
         if config:
             environ["KUBEKEEPER_CONFIG"] = config
         return Session(environ)

@@ -6,7 +6,8 @@ import pytest
 from azure.core.exceptions import ClientAuthenticationError
 
 from sandbox.certificates import Authority
-from shared.cli.doctor import clock_finding, longest_gap, sign_in_hint, validity
+from shared.cli.doctor import longest_gap, validity
+from shared.cli.findings import clock_finding, sign_in_hint
 from shared.clients.storage import translate
 from shared.errors import SettingsError
 
