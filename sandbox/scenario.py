@@ -51,6 +51,7 @@ from sandbox.disk_driver import DRIVER, DiskDriver, lun_of
 from sandbox.fleet import BOOT_DELAY, Fleet, Pool, names_of
 from sandbox.identity import ManagedIdentity
 from sandbox.kube import LocalKubernetes, kinds
+from sandbox.kube.metrics import MetricsServer
 from sandbox.kube.objects import Objects, is_going, is_true
 from sandbox.kube.store import Document
 from sandbox.kube.volumes import CLAIMS, VOLUMES
@@ -333,6 +334,17 @@ class World:
     def machine(self, node: str) -> str:
         """The id of the node's machine."""
         return self.fleet.machine_of(node)
+
+    def run_metrics(self) -> MetricsServer:
+        """metrics.k8s.io is kept up to date from now on; call it once. Without it, its lists are empty."""
+        made: list[MetricsServer] = []
+
+        def make(objects: Objects) -> MetricsServer:
+            made.append(MetricsServer(objects, self.kubernetes.put))
+            return made[0]
+
+        self.kubernetes.add_controller(make)
+        return made[0]
 
     # --- what happens to machines, as opposed to what anyone asks Azure for ---
 

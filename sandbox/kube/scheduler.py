@@ -300,7 +300,7 @@ def _insufficient(asked: Mapping[str, int], _: Document, room: Room) -> Objectio
 
 
 def _volumes_too_many(volumes: list[Document], _: Document, room: Room) -> Objection | None:
-    """The real scheduler calls it unresolvable, as no pod is evicted for the sake of a volume's slot."""
+    """CSINodes say how many there may be; for drivers that they do not name, there is no limit."""
     for driver in {volume["spec"]["csi"]["driver"] for volume in volumes} & set(room.limits):
         prefix = f"{driver}^"
         wanted = {_attached_as(volume) for volume in volumes if volume["spec"]["csi"]["driver"] == driver}

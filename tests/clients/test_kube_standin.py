@@ -11,7 +11,7 @@ import urllib3
 from sandbox.asgi import Fault, on
 from sandbox.clock import Clock
 from sandbox.kube import LocalKubernetes, kinds
-from sandbox.kube_client import KubeClient, KubeError
+from sandbox.kube_client import APPLY_PATCH, KubeClient, KubeError
 
 NODES = "/api/v1/nodes"
 START = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
@@ -92,6 +92,28 @@ def test_pages_of_a_forgotten_moment_are_gone(kubernetes: LocalKubernetes, clien
     with pytest.raises(KubeError) as refused:
         client.get(NODES, limit=1, **{"continue": token})
     assert (refused.value.status, refused.value.reason) == (410, "Expired")
+
+
+def test_a_quiet_watch_is_told_how_far_it_is(
+    kubernetes: LocalKubernetes, client: KubeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sandbox.kube.api.BOOKMARK_SECONDS", 0.05)
+    kubernetes.put(kinds.NODES, {"metadata": {"name": "a"}})
+    version = client.get(NODES)["metadata"]["resourceVersion"]
+    kubernetes.put(kinds.SERVICE_ACCOUNTS, {"metadata": {"name": "x", "namespace": "default"}})
+    options = {"resourceVersion": version, "timeoutSeconds": 5, "allowWatchBookmarks": True}
+    with client.watch(NODES, **options) as watch:
+        kind, bookmark = next(iter(watch.events()))
+    assert kind == "BOOKMARK"
+    assert int(bookmark["metadata"]["resourceVersion"]) > int(version)
+
+
+def test_applying_from_the_server_side_creates_and_merges(client: KubeClient) -> None:
+    path = "/api/v1/namespaces/default/configmaps/a"
+    document = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"x": "1"}}
+    client.patch(path, document, APPLY_PATCH)
+    client.patch(path, {**document, "data": {"y": "2"}}, APPLY_PATCH)
+    assert client.get(path)["data"] == {"x": "1", "y": "2"}, "who owns which field is not modelled"
 
 
 def test_two_stand_side_by_side_and_leave_nothing(kubernetes: LocalKubernetes, client: KubeClient) -> None:

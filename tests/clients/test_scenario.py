@@ -11,6 +11,8 @@ from local_arm import connect
 
 from sandbox.arm.core import Ending, Latencies
 from sandbox.arm.truth import DETACHED_WHILE_MOUNTED
+from sandbox.kube import kinds
+from sandbox.kube.metrics import NODE_METRICS, POD_METRICS, Usage
 from sandbox.scenario import World, disk_name
 
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service:NoExecute"
@@ -271,6 +273,55 @@ def test_a_zombie_is_taken_from_where_nobody_claims_it(world: World) -> None:
     world.add_pod("p", claims=["c"], nodeName="a")
     world.until(lambda: world.pod("p").is_running, within=60)
     assert world.owner(disk) == "a"
+
+
+def test_a_size_takes_only_so_many_disks_and_the_scheduler_knows(world: World) -> None:
+    world.add_node("a", size="Standard_D2s_v5")
+    for number in range(5):
+        disk = world.arm.add_disk(f"d{number}")
+        world.add_volume(f"pv{number}", disk, claim=f"c{number}")
+        world.add_claim(f"c{number}")
+        world.add_pod(f"p{number}", claims=[f"c{number}"])
+    world.advance(60)
+    assert sum(bool(pod.node) for pod in world.pods()) == 4
+    assert any("1 node(s) exceed max volume count" in said for said in world.events("FailedScheduling"))
+
+
+def test_an_attachment_that_fails_is_tried_later_and_later_and_at_once_when_touched(world: World) -> None:
+    world.add_node("a", zone="1")
+    world.add_volume("pv", world.arm.add_disk("e"), claim="c")  # without zone: Azure will not have it there
+    world.add_claim("c")
+    world.add_pod("p", claims=["c"])
+    world.advance(1000)
+    assert "not in the same zone" in world.events("FailedAttachVolume")[0]
+    (attachment,) = world.kubernetes.objects(kinds.ATTACHMENTS)
+    was = attachment["status"]["attachError"]["time"]
+    world.advance(60)
+    assert world.kubernetes.objects(kinds.ATTACHMENTS)[0]["status"]["attachError"]["time"] == was
+    client_side = {**attachment, "metadata": {**attachment["metadata"], "annotations": {"touched": "yes"}}}
+    world.kubernetes.store.write(kinds.ATTACHMENTS, client_side)
+    world.advance(10)
+    assert world.kubernetes.objects(kinds.ATTACHMENTS)[0]["status"]["attachError"]["time"] > was
+
+
+# --- metrics ---
+
+
+def test_metrics_tell_what_is_used(world: World) -> None:
+    metrics = world.run_metrics()
+    world.add_nodes("a", "b")
+    world.add_deployment("web", replicas=2, cpu="500m", memory="1Gi")
+    metrics.usage["web"] = Usage(cpu="250m", memory="3Gi")
+    world.advance(31)
+    found = world.kubernetes.objects(POD_METRICS)
+    assert [m["containers"][0]["usage"] for m in found] == [{"cpu": "250000000n", "memory": "3145728Ki"}] * 2
+    nodes = {m["metadata"]["name"]: m for m in world.kubernetes.objects(NODE_METRICS)}
+    assert nodes["a"]["usage"] == {"cpu": "350000000n", "memory": "3670016Ki"}
+    assert nodes["a"]["timestamp"] == "2026-11-23T10:00:30Z"
+    world.crash("b")
+    world.advance(90)
+    assert [m["metadata"]["name"] for m in world.kubernetes.objects(NODE_METRICS)] == ["a"]
+    assert len(world.kubernetes.objects(POD_METRICS)) == 1
 
 
 # --- time and the outside ---

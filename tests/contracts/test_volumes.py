@@ -137,3 +137,39 @@ def test_out_of_service_frees_the_disk_of_a_dead_node(
     target.client.patch(f"/api/v1/nodes/{first}", {"spec": {"taints": [*current, OUT_OF_SERVICE]}})
     eventually(lambda: disks.attached == {handle: second}, seconds=60)
     eventually(lambda: phases(target, namespace) == ["Running"])
+
+
+def test_a_node_takes_only_so_many_volumes(target: Target, namespace: str, unique: str, nodes) -> None:
+    (node,) = nodes(1)
+    driver = f"{unique}.example.org"
+    limited = {"name": driver, "nodeID": node, "topologyKeys": [], "allocatable": {"count": 1}}
+    uid = target.client.get(f"/api/v1/nodes/{node}")["metadata"]["uid"]
+    owner = {"apiVersion": "v1", "kind": "Node", "name": node, "uid": uid}
+    metadata = {"name": node, "ownerReferences": [owner]}
+    document = {"metadata": metadata, "spec": {"drivers": [limited]}}
+    target.client.create("/apis/storage.k8s.io/v1/csinodes", document)
+    target.client.create(
+        "/apis/storage.k8s.io/v1/csidrivers",
+        {"metadata": {"name": driver}, "spec": {"attachRequired": False}},
+    )
+    for name in "ab":
+        spec = {"accessModes": ["ReadWriteOnce"], "storageClassName": ""}
+        csi = {"driver": driver, "volumeHandle": f"{unique}-{name}"}
+        claim = {"namespace": namespace, "name": name}
+        volume = {**spec, "capacity": {"storage": "1Gi"}, "csi": csi, "claimRef": claim}
+        path = "/api/v1/persistentvolumes"
+        target.client.create(path, {"metadata": {"name": f"{unique}-{name}"}, "spec": volume})
+        wanted = {**spec, "resources": {"requests": {"storage": "1Gi"}}, "volumeName": f"{unique}-{name}"}
+        claims = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims"
+        target.client.create(claims, {"metadata": {"name": name}, "spec": wanted})
+        volumes = [{"name": "data", "persistentVolumeClaim": {"claimName": name}}]
+        target.client.create(
+            PODS.format(namespace), pod(name, volumes=volumes, nodeSelector={"pool": unique})
+        )
+        path = f"{PODS.format(namespace)}/{name}"
+        eventually(lambda path=path: target.client.get(path)["status"].get("conditions"))
+    said = eventually(
+        lambda: target.client.get(f"{PODS.format(namespace)}/b")["status"]["conditions"][0].get("message")
+    )
+    assert "1 node(s) exceed max volume count" in said
+    assert target.client.get(f"{PODS.format(namespace)}/a")["spec"]["nodeName"] == node
