@@ -195,7 +195,9 @@ class WholeWorld:
         if self._options.real:
             cluster: Cluster = self._cleanup.enter_context(RealCluster(boot))
         else:
-            cluster = self._cleanup.enter_context(StandInCluster(clock=Clock(), boot_delay=boot))
+            stand_in = self._cleanup.enter_context(StandInCluster(clock=Clock(), boot_delay=boot))
+            stand_in.run_metrics()
+            cluster = stand_in
         self.cluster = cluster
         cluster.enrol(cluster.arm.add_cluster("local", system=1, agents=self._options.nodes))
         cluster.arm.add_gateway(GATEWAY)

@@ -26,6 +26,7 @@ from sandbox.kube.errors import RefusalError, already_exists, bad_request, not_f
 from sandbox.kube.kinds import Kind
 from sandbox.kube.store import Change, Document, Record, Selection, Store
 
+PROTOBUF = "application/vnd.kubernetes.protobuf"
 SUBRESOURCES = ("status", "eviction", "binding", "finalize", "scale")
 BOOKMARK_SECONDS = 10.0
 WATCH_SECONDS = 1800.0
@@ -104,6 +105,10 @@ class KubeApi:
     def handle(self, request: Request, body: bytes) -> Response:
         """One request, answered; RefusalError for what is not allowed."""
         user = self.tokens.user(request.headers.get("authorization", ""))
+        content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip()
+        if content_type == PROTOBUF and body:
+            message = "the stand-in reads JSON and YAML, not protobuf: use `kubectl apply` or `create -f`"
+            raise RefusalError(415, "UnsupportedMediaType", message, {})
         if (request.method, request.url.path) == ("POST", access.REVIEWS):
             return _response(access.review(self.store, user, _decode(body)), 201)
         target = parse_path(request.url.path)
@@ -124,7 +129,6 @@ class KubeApi:
             return self._watch(target, query, request)
         if verb in ("get", "list"):
             return self._read(target, verb, query, request.headers.get("accept", ""))
-        content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip()
         with self.store.lock:
             return self._write(verb, target, query, body, content_type)
 

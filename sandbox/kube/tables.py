@@ -17,12 +17,13 @@ Cells = Callable[[Document], list[Any]]
 def table(kind: Kind, records: list[Record], metadata: Document, now: datetime) -> Document:
     """A meta.k8s.io Table of the objects."""
     columns, cells = _PRINTERS.get((kind.group, kind.plural), ((), lambda _: []))
-    names = [("Name", "string"), *columns, ("Age", "string")]
+    wide, wide_cells = _WIDE.get((kind.group, kind.plural), ((), lambda _: []))
+    names = [("Name", "string"), *columns, ("Age", "string"), *wide]
     rows = []
     for record in records:
         document = record.decode()
         age = _age(now - datetime.fromisoformat(document["metadata"]["creationTimestamp"]))
-        row = [document["metadata"]["name"], *cells(document), age]
+        row = [document["metadata"]["name"], *cells(document), age, *wide_cells(document)]
         rows.append({"cells": row, "object": metadata_only(record)})
     definitions = [
         {
@@ -30,9 +31,9 @@ def table(kind: Kind, records: list[Record], metadata: Document, now: datetime) 
             "type": form,
             "format": "name" if name == "Name" else "",
             "description": "",
-            "priority": 0,
+            "priority": int(number >= len(names) - len(wide)),  # 1: only with `-o wide`
         }
-        for name, form in names
+        for number, (name, form) in enumerate(names)
     ]
     head = {"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}
     return {**head, "columnDefinitions": definitions, "rows": rows}
@@ -90,7 +91,69 @@ def _attachment(attachment: Document) -> list[Any]:
     return [spec["attacher"], volume, spec["nodeName"], attached]
 
 
-_PRINTERS: dict[tuple[str, str], tuple[tuple[tuple[str, str], ...], Cells]] = {
+def _claim(claim: Document) -> list[Any]:
+    spec, status = claim["spec"], claim.get("status") or {}
+    capacity = (status.get("capacity") or {}).get("storage", "")
+    return [status.get("phase", ""), spec.get("volumeName", ""), capacity, spec.get("storageClassName", "")]
+
+
+def _volume(volume: Document) -> list[Any]:
+    spec, claim = volume["spec"], volume["spec"].get("claimRef") or {}
+    bound = f"{claim['namespace']}/{claim['name']}" if claim else ""
+    return [(spec.get("capacity") or {}).get("storage", ""), volume["status"].get("phase", ""), bound]
+
+
+def _stateful_set(found: Document) -> list[Any]:
+    return [f"{found['status'].get('readyReplicas', 0)}/{found['spec'].get('replicas', 1)}"]
+
+
+def _event(event: Document) -> list[Any]:
+    about = event.get("involvedObject") or {}
+    regarding = f"{about.get('kind', '').lower()}/{about.get('name', '')}"
+    return [event.get("type", ""), event.get("reason", ""), regarding, event.get("message", "")]
+
+
+def _ingress(ingress: Document) -> list[Any]:
+    hosts = [rule.get("host", "*") for rule in ingress["spec"].get("rules") or ()]
+    points = ((ingress.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
+    addresses = [point.get("ip") or point.get("hostname", "") for point in points]
+    kind = ingress["spec"].get("ingressClassName", "<none>")
+    return [kind, ",".join(dict.fromkeys(hosts)) or "*", ",".join(addresses)]
+
+
+def _pod_wide(pod: Document) -> list[Any]:
+    return [pod["status"].get("podIP", "<none>"), pod["spec"].get("nodeName") or "<none>"]
+
+
+def _node_wide(node: Document) -> list[Any]:
+    addresses = {a["type"]: a["address"] for a in (node.get("status") or {}).get("addresses") or ()}
+    taints = [f"{t['key']}:{t['effect']}" for t in node["spec"].get("taints") or ()]
+    return [addresses.get("InternalIP", "<none>"), ",".join(taints) or "<none>"]
+
+
+Columns = tuple[tuple[str, str], ...]
+_WIDE: dict[tuple[str, str], tuple[Columns, Cells]] = {
+    ("", "nodes"): ((("Internal-IP", "string"), ("Taints", "string")), _node_wide),
+    ("", "pods"): ((("IP", "string"), ("Node", "string")), _pod_wide),
+}
+_PRINTERS: dict[tuple[str, str], tuple[Columns, Cells]] = {
+    ("", "persistentvolumeclaims"): (
+        (("Status", "string"), ("Volume", "string"), ("Capacity", "string"), ("StorageClass", "string")),
+        _claim,
+    ),
+    ("", "persistentvolumes"): (
+        (("Capacity", "string"), ("Status", "string"), ("Claim", "string")),
+        _volume,
+    ),
+    ("", "events"): (
+        (("Type", "string"), ("Reason", "string"), ("Object", "string"), ("Message", "string")),
+        _event,
+    ),
+    ("apps", "statefulsets"): ((("Ready", "string"),), _stateful_set),
+    ("networking.k8s.io", "ingresses"): (
+        (("Class", "string"), ("Hosts", "string"), ("Address", "string")),
+        _ingress,
+    ),
     ("", "nodes"): ((("Status", "string"), ("Roles", "string"), ("Version", "string")), _node),
     ("", "pods"): ((("Ready", "string"), ("Status", "string"), ("Restarts", "integer")), _pod),
     ("apps", "deployments"): (

@@ -79,6 +79,7 @@ def test_get_prints_what_operators_look_for(kubectl, node: str, target: Target, 
     head, row = (line.split() for line in kubectl("get", "pods").splitlines())
     assert head == ["NAME", "READY", "STATUS", "RESTARTS", "AGE"]
     assert row[:4] == ["web", "1/1", "Running", "0"]
+    assert kubectl("get", "pods", "-o", "wide").splitlines()[1].split()[6] == node
     assert "not found" in kubectl("get", "pod", "nothing", fails=True)
 
 
