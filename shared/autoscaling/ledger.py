@@ -117,7 +117,7 @@ class Rest(_Entry):
 
     until: datetime
     reason: BackoffReason
-    failures: int = 1
+    failures: int
     zone: str = ""
     message: str = ""
 
@@ -151,6 +151,7 @@ class Ledger(_Entry):
 
     def document(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state document with this ledger in it; empty parts are left out."""
+        self.pools = {pool: note for pool, note in self.pools.items() if note.backoff or note.model}
         kept = {name: value for name, value in state.items() if name not in KEYS}
         own: dict[str, Any] = msgspec.to_builtins(self)
         return kept | {name: value for name, value in own.items() if value not in (None, {}, [])}
@@ -167,7 +168,6 @@ class Ledger(_Entry):
         for note in self.pools.values():
             if note.backoff and now - note.backoff.until > HOUR:
                 note.backoff = None
-        self.pools = {pool: note for pool, note in self.pools.items() if note.backoff or note.model}
 
     def note(self, pool: str) -> PoolNote:
         """What is kept of the pool, made if there is nothing yet."""
