@@ -13,6 +13,7 @@
       IntegrityError       stored bytes are not what was stored; names the place
       UnsafePlanError      an invariant would break; refuse to act
       RunFailedError       some actions of a run failed; the platform shall deliver again
+      NotYetError          an operation goes on by itself; its message shall come again
 
 The text of each is one line that says what happened and what to do, and never holds a secret. Clients
 translate SDK errors once; no SDK exception travels further. Declining to act is a reason in a plan, not an
@@ -102,3 +103,11 @@ class UnsafePlanError(AutomationError):
 
 class RunFailedError(AutomationError):
     """A run recorded outcomes of which some failed; raised last, so that the platform delivers again."""
+
+
+class NotYetError(AutomationError):
+    """An operation has begun what it was asked for, and looks again after `seconds`; nothing is wrong."""
+
+    def __init__(self, message: str, *, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds

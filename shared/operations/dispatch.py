@@ -1,6 +1,7 @@
 """From a message on queue `operations` to an outcome: each id once, resumed after a crash, never dropped.
 
-An operation that meets a held claim goes back to the end of the queue with a delay. A failure that another
+An operation that meets a held claim goes back to the end of the queue with a delay, and so does one that has
+begun what takes minutes (NotYetError). A failure that another
 attempt may mend is raised, so that the platform delivers again; after the last attempt the operation is
 Failed and its message poisoned, from where it can be replayed. Called by the queue function; `submit` and
 `get_operation` by the CLI.
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from shared.errors import LostLeaseError, MessageError, RunFailedError
+from shared.errors import LostLeaseError, MessageError, NotYetError, RunFailedError
 from shared.log import log_event, redact
 from shared.model.plan import Outcome, Status
 from shared.operations.catalogue import Operation, Parameters, automation_of, find, read_parameters
@@ -137,6 +138,9 @@ def _run(
         outcomes: list[Outcome] = handler(cluster, parameters, clients, claim, now)
     except LostLeaseError:
         raise  # the new holder, or the next delivery, goes on with it
+    except NotYetError as unfinished:
+        _come_again(clients, record, unfinished)
+        return
     except Exception as error:
         if is_last:
             _fail(clients, record, error)
@@ -171,6 +175,16 @@ def _wait_for_claim(
     again = msgspec.structs.replace(message, id=record.id)
     send(clients, QUEUE, again.encode(), HELD_DELAY)
     log_event(log, "OperationWaits", operation=record.id, cluster=message.cluster, automation=automation)
+
+
+def _come_again(clients: Clients, record: OperationRecord, unfinished: NotYetError) -> None:
+    """Nobody waits for what takes minutes: the operation stays Running, and a new message goes on with it."""
+    clients.operations.note(record, clients.now(), progress=_line(unfinished))
+    again = OperationMessage(
+        id=record.id, operation=record.operation, cluster=record.cluster, parameters=record.parameters
+    )
+    send(clients, QUEUE, again.encode(), timedelta(seconds=unfinished.seconds))
+    log_event(log, "OperationGoesOn", operation=record.id, cluster=record.cluster, progress=_line(unfinished))
 
 
 def _fail(clients: Clients, record: OperationRecord, error: Exception) -> None:
