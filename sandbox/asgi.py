@@ -7,6 +7,7 @@ is real: clients connect over TCP, so time-outs, lost answers and retries are th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -135,6 +136,46 @@ class Recorder:
         return sent
 
 
+class QuickServer(uvicorn.Server):
+    """uvicorn looks ten times a second whether it should end; tests that start and stop hundreds of servers
+    would wait for that longer than for anything else.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._told = asyncio.Event()
+
+    def end(self) -> None:
+        """From any thread, at any time."""
+        self.should_exit = True
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended by itself
+                self._loop.call_soon_threadsafe(self._told.set)
+
+    async def main_loop(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        counter = 0
+        while not await self.on_tick(counter):
+            counter += 1
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._told.wait(), 0.1)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for listening in sockets or ():
+            listening.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        deadline = time.monotonic() + (self.config.timeout_graceful_shutdown or 0)
+        while self.server_state.tasks and time.monotonic() < deadline:
+            await asyncio.sleep(0.002)
+        for task in self.server_state.tasks:
+            task.cancel()
+        await asyncio.sleep(0)
+
+
 class Server:
     """`with Server(app) as server: server.url`; stops with the block. One thread, one free port."""
 
@@ -142,7 +183,7 @@ class Server:
         config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="off", ws="none")
         # A client may hold an idle connection for ever; stopping does not wait for it.
         config.timeout_graceful_shutdown = 1
-        self._server = uvicorn.Server(config)
+        self._server = QuickServer(config)
         self._thread: threading.Thread | None = None
         self.url = ""
 
@@ -168,7 +209,7 @@ class Server:
 
     def stop(self) -> None:
         """Safe to call twice."""
-        self._server.should_exit = True
+        self._server.end()
         if self._thread is not None:
             self._thread.join(START_SECONDS)
 

@@ -170,6 +170,10 @@ class World:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def at_end(self, work: Callable[[], object]) -> None:
+        """Do `work()` when the world is stopped, before anything of it is gone."""
+        self._cleanup.callback(work)
+
     def stop(self) -> None:
         """Safe to call twice."""
         self._cleanup.close()

@@ -30,7 +30,7 @@ from typing import Self
 import msgspec
 import uvicorn
 
-from sandbox.asgi import Fault, Recorded
+from sandbox.asgi import Fault, QuickServer, Recorded
 from sandbox.certificates import Authority
 from sandbox.clock import Clock
 from sandbox.controlplane import kubeconfig_document
@@ -75,7 +75,7 @@ class LocalKubernetes:
         self._objects = Objects(self.api)
         self._controllers: Controllers | None = None
         self._background: Background | None = None
-        self._uvicorn = uvicorn.Server(self._configuration())
+        self._uvicorn = QuickServer(self._configuration())
         self._thread = threading.Thread(target=self._serve, name=f"kubernetes {self.server}", daemon=True)
         for namespace in FIRST_NAMESPACES:
             self.put(kinds.NAMESPACES, {"metadata": {"name": namespace}})
@@ -100,7 +100,7 @@ class LocalKubernetes:
         for client in self._clients:
             client.close()
         self._clients.clear()
-        self._uvicorn.should_exit = True
+        self._uvicorn.end()
         if self._thread.is_alive():
             self._thread.join(START_SECONDS)
         self._socket.close()
