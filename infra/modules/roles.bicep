@@ -1,0 +1,29 @@
+// Custom roles of the automations, in one resource group. The actions stand in actions.json, which a test keeps
+// equal to what the code really calls.
+param environmentName string
+param principalId string
+
+@description('Names of automations: autoscaling, autoscaling-aks, disk-release, ingress-sync.')
+param automations array
+
+var actions = loadJsonContent('../actions.json')
+
+resource definitions 'Microsoft.Authorization/roleDefinitions@2022-04-01' = [for automation in automations: {
+  name: guid(resourceGroup().id, environmentName, automation)
+  properties: {
+    roleName: 'Kubekeeper ${automation} (${environmentName}, ${resourceGroup().name})'
+    description: 'What Kubekeeper\'s ${automation} does in this resource group, and nothing else.'
+    type: 'CustomRole'
+    assignableScopes: [resourceGroup().id]
+    permissions: [{ actions: actions[automation], notActions: [], dataActions: [], notDataActions: [] }]
+  }
+}]
+
+resource assignments 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for (automation, index) in automations: {
+  name: guid(resourceGroup().id, principalId, automation)
+  properties: {
+    roleDefinitionId: definitions[index].id
+    principalId: principalId
+    principalType: 'ServicePrincipal'
+  }
+}]

@@ -1,0 +1,72 @@
+// System topics of a subscription and what of them is wanted; the list is that of docs/reference/events.md.
+param functionId string
+param deadLetterAccountId string
+param subscriptionId string
+
+var destination = {
+  endpointType: 'AzureFunction'
+  properties: { resourceId: functionId, maxEventsPerBatch: 1, preferredBatchSizeInKilobytes: 64 }
+}
+var deadLetter = {
+  endpointType: 'StorageBlob'
+  properties: { resourceId: deadLetterAccountId, blobContainerName: 'dead-letters' }
+}
+var retry = { maxDeliveryAttempts: 30, eventTimeToLiveInMinutes: 1440 }
+var operations = [
+  'Microsoft.Compute/virtualMachines/deallocate/action'
+  'Microsoft.Compute/virtualMachines/powerOff/action'
+  'Microsoft.Compute/virtualMachines/delete'
+  'Microsoft.Compute/virtualMachines/write'
+  'Microsoft.Compute/virtualMachineScaleSets/write'
+  'Microsoft.Compute/virtualMachineScaleSets/delete/action'
+  'Microsoft.Compute/disks/write'
+  'Microsoft.Compute/disks/delete'
+]
+
+resource resources 'Microsoft.EventGrid/systemTopics@2025-02-15' = {
+  name: 'evgst-kubekeeper-resources'
+  location: 'global'
+  properties: { source: subscriptionId, topicType: 'Microsoft.Resources.Subscriptions' }
+}
+
+resource resourceEvents 'Microsoft.EventGrid/systemTopics/eventSubscriptions@2025-02-15' = {
+  parent: resources
+  name: 'kubekeeper'
+  properties: {
+    destination: destination
+    deadLetterDestination: deadLetter
+    retryPolicy: retry
+    eventDeliverySchema: 'CloudEventSchemaV1_0'
+    filter: {
+      includedEventTypes: [
+        'Microsoft.Resources.ResourceWriteSuccess'
+        'Microsoft.Resources.ResourceDeleteSuccess'
+        'Microsoft.Resources.ResourceActionSuccess'
+      ]
+      advancedFilters: [{ operatorType: 'StringIn', key: 'data.operationName', values: operations }]
+    }
+  }
+}
+
+resource health 'Microsoft.EventGrid/systemTopics@2025-02-15' = {
+  name: 'evgst-kubekeeper-health'
+  location: 'global'
+  properties: { source: subscriptionId, topicType: 'Microsoft.ResourceNotifications.HealthResources' }
+}
+
+resource healthEvents 'Microsoft.EventGrid/systemTopics/eventSubscriptions@2025-02-15' = {
+  parent: health
+  name: 'kubekeeper'
+  properties: {
+    destination: destination
+    deadLetterDestination: deadLetter
+    retryPolicy: retry
+    eventDeliverySchema: 'CloudEventSchemaV1_0'
+    filter: {
+      includedEventTypes: [
+        'Microsoft.ResourceNotifications.HealthResources.AvailabilityStatusChanged'
+        'Microsoft.ResourceNotifications.HealthResources.ResourceAnnotated'
+      ]
+    }
+  }
+}
