@@ -55,6 +55,10 @@ VERBS = {
     ActionKind.RESTORE_DRILL: "Drilled",
     ActionKind.HEALTH_CHECK: "HealthChecked",
     ActionKind.DEFRAGMENT: "Defragmented",
+    ActionKind.CORDON: "Cordoned",
+    ActionKind.UNCORDON: "Uncordoned",
+    ActionKind.DRAIN: "Drained",
+    ActionKind.REPLACE_NODE: "NodeReplaced",
 }
 
 log = logging.getLogger(__name__)

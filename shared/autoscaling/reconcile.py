@@ -54,7 +54,7 @@ def reconcile(cluster: Cluster, clients: Clients, claim: Claim, now: datetime) -
         outcomes += done
     else:
         plan = _nothing_to_do(work, len(waiting))
-    _follow_up(work, clients)
+    follow_up(work, clients)
     record(clients, plan, outcomes)
     return outcomes
 
@@ -134,7 +134,7 @@ def _nothing_to_do(work: Work, waiting: int) -> Plan:
     return Plan(automation=AUTOMATION, cluster=work.place.cluster.name, now=work.now, left_alone=(left,))
 
 
-def _follow_up(work: Work, clients: Clients) -> None:
+def follow_up(work: Work, clients: Clients) -> None:
     """Whatever is in flight is looked at again, at the earliest time anybody asked for."""
     if not work.waits:
         return
@@ -145,4 +145,4 @@ def _follow_up(work: Work, clients: Clients) -> None:
     send_nudge(clients, nudge, wait)
 
 
-__all__ = ["Place", "is_look_due", "look", "look_and_act", "pools_of", "reconcile"]
+__all__ = ["Place", "follow_up", "is_look_due", "look", "look_and_act", "pools_of", "reconcile"]

@@ -38,6 +38,10 @@ class ActionKind(enum.StrEnum):
     RESTORE_DRILL = "RestoreDrill"
     HEALTH_CHECK = "HealthCheck"
     DEFRAGMENT = "Defragment"
+    CORDON = "Cordon"
+    UNCORDON = "Uncordon"
+    DRAIN = "Drain"
+    REPLACE_NODE = "ReplaceNode"
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):

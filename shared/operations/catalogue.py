@@ -14,9 +14,13 @@ from typing import Annotated, Any
 import msgspec
 
 from shared.errors import MessageError
+from shared.model.duration import PATTERN
 from shared.runtime.automation import AUTOMATIONS
 from shared.runtime.message import AutomationName
 
+Duration = Annotated[
+    str, msgspec.Meta(pattern=PATTERN, min_length=2, description="a duration, such as 90s, 10m or 6h")
+]
 Text = Annotated[str, msgspec.Meta(max_length=500)]
 BackupName = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
 
@@ -64,6 +68,56 @@ class PauseParameters(
     reason: Text = ""
 
 
+class ApproveParameters(Parameters, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """What is approved: it is said where something waits for it, in `keeper plan` and the status page."""
+
+    automation: AutomationName
+    """Which automation of the cluster waits."""
+    subject: Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
+    """What waits: for ingress-sync the plan's `documentDigest`, for disk-release the node."""
+
+
+class SyncIngressParameters(
+    Parameters, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
+):
+    """Compile and write now, without waiting for quiet or for a retry's time."""
+
+    forget_refusals: bool = False
+    """Also try again what Azure has refused, although it has not changed since."""
+
+
+NodeName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+
+
+class ScaleParameters(Parameters, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """Which pool, how many nodes, for how long."""
+
+    pool: Annotated[str, msgspec.Meta(min_length=1, max_length=260)]
+    """Name of the node pool."""
+    count: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """Nodes it shall have, within its limits; without it the pool follows demand again."""
+    expires: Duration | None = None
+    """For so long; without it until another `scale`."""
+    reason: Text = ""
+    """Why, for the journal."""
+
+
+class NodeParameters(Parameters, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """Which node."""
+
+    node: NodeName
+    """Name of the Node object."""
+
+
+class DrainParameters(NodeParameters, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """Which node, and how patiently."""
+
+    timeout: Duration = "15m"
+    """The drain has failed when pods are left after this long; the node stays cordoned."""
+    grace_seconds: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """Longest grace period of a pod; its own when absent."""
+
+
 @dataclass(frozen=True)
 class Operation:
     """One entry of the catalogue."""
@@ -81,13 +135,22 @@ class Operation:
         return self.handler is not None
 
 
+_AUTOSCALING = "shared.autoscaling.operations"
 _ETCD = "shared.etcd_backup.operations"
+_NODES = "shared.nodes.operations"
+_INGRESS = "shared.ingress_sync.operations"
 _OWN = "shared.operations.handlers"
 
 OPERATIONS = {
     operation.name: operation
     for operation in (
-        Operation("scale", "Set the size of a node pool.", "autoscaling"),
+        Operation(
+            "scale",
+            "Set the size of a node pool, or let it follow demand again.",
+            "autoscaling",
+            f"{_AUTOSCALING}:scale",
+            ScaleParameters,
+        ),
         Operation("backup", "Take an etcd backup now.", "etcd-backup", f"{_ETCD}:backup", BackupParameters),
         Operation(
             "verify-backup",
@@ -104,11 +167,25 @@ OPERATIONS = {
             StoredBackupParameters,
         ),
         Operation("release-disk", "Free a disk held by a dead or wrong VM.", "disk-release"),
-        Operation("sync-ingress", "Compile and put the gateway's configuration.", "ingress-sync"),
-        Operation("cordon", "Mark a node unschedulable.", "autoscaling"),
-        Operation("uncordon", "Mark a node schedulable.", "autoscaling"),
-        Operation("drain", "Evict the pods of a node.", "autoscaling"),
-        Operation("replace-node", "Replace a node by a new one.", "autoscaling"),
+        Operation(
+            "sync-ingress",
+            "Compile and put the gateway's configuration.",
+            "ingress-sync",
+            f"{_INGRESS}:sync_ingress",
+            SyncIngressParameters,
+        ),
+        Operation("cordon", "Mark a node unschedulable.", "autoscaling", f"{_NODES}:cordon", NodeParameters),
+        Operation(
+            "uncordon", "Mark a node schedulable.", "autoscaling", f"{_NODES}:uncordon", NodeParameters
+        ),
+        Operation("drain", "Evict the pods of a node.", "autoscaling", f"{_NODES}:drain", DrainParameters),
+        Operation(
+            "replace-node",
+            "Replace a node by a new one of its pool: add, drain, delete.",
+            "autoscaling",
+            f"{_AUTOSCALING}:replace_node",
+            NodeParameters,
+        ),
         Operation("rolling-upgrade", "Replace the nodes of a pool one after the other.", "autoscaling"),
         Operation(
             "etcd-health",
@@ -130,7 +207,13 @@ OPERATIONS = {
             f"{_OWN}:reconcile",
             AutomationParameters,
         ),
-        Operation("approve", "Approve a plan that waits for it.", "autoscaling"),
+        Operation(
+            "approve",
+            "Approve what waits for an operator.",
+            "ingress-sync",
+            f"{_OWN}:approve",
+            ApproveParameters,
+        ),
         Operation(
             "pause",
             "Let an automation rest on a cluster; one-off operations still run.",
@@ -150,9 +233,7 @@ def find(name: str) -> Operation:
         raise MessageError(f"unknown operation '{name}'; there are: {', '.join(sorted(OPERATIONS))}")
     if not operation.is_built:
         built = ", ".join(sorted(o.name for o in OPERATIONS.values() if o.is_built))
-        raise MessageError(
-            f"operation '{name}' is not built yet; use: {built}"
-        )
+        raise MessageError(f"operation '{name}' is not built yet; use: {built}")
     return operation
 
 
