@@ -14,7 +14,7 @@ PYTEST  = $(PY) -m pytest
 RUNTIME = $(if $(filter-out $(PYTHON),$(shell sh sandbox/find-python 3.13)),.venv-3.13/done)
 
 .PHONY: all setup demo start test format bench e2e lock clean \
-    check check-format check-lint check-types check-imports check-repository
+    check check-format check-lint check-types check-imports check-repository check-docs docs
 
 all: test check
 
@@ -30,7 +30,7 @@ test: setup $(RUNTIME) ## unit, clients, functions, scenarios; ARGS="-k name" is
 	@$(PYTEST) -m "not e2e" -n 2 --dist loadfile --cov --cov-report= $(ARGS)
 	@echo "coverage of function_app, functions and shared: $$($(PY) -m coverage report --format=total) %"
 
-check: check-format check-lint check-types check-imports check-repository  ## `make -k check` goes on after a failure
+check: check-format check-lint check-types check-imports check-repository check-docs  ## `make -k check` goes on after a failure
 
 check-format: $(DONE)/python
 	@echo "ruff format";  $(PY) -m ruff format --check -q .
@@ -42,6 +42,12 @@ check-imports: $(DONE)/python
 	@echo "import contracts"; .venv/bin/lint-imports --no-logo --no-cache
 check-repository: $(DONE)/python
 	@echo "files, locks, schema, links"; $(PYTEST) -q -p no:cacheprovider tests/repository
+
+check-docs: $(DONE)/python
+	@echo "documentation"; NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build -q --strict
+
+docs: check-docs       ## the documentation as a site, in build/site
+	@echo "build/site/index.html"
 
 format: $(DONE)/python ## rewrite the files as `make check` wants them
 	@$(PY) -m ruff check -q --fix .
