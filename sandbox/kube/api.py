@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import yaml
@@ -40,6 +40,8 @@ _PATCHES: dict[str, Callable[[Any, Any], Any]] = {
     "application/strategic-merge-patch+json": patch.strategic,
     "application/json-patch+json": patch.json_patch,
 }
+Show: TypeAlias = Callable[[Kind, Record], bytes]
+"""How an object looks to whoever watches."""
 _APPLY = ("application/apply-patch+yaml", "application/apply-patch+json")
 
 
@@ -126,7 +128,7 @@ class KubeApi:
         attempt = access.Attempt(verb, target.kind.group, resource, target.namespace, target.name)
         access.check(self.store, user, attempt)
         if verb == "watch":
-            return self._watch(target, query, request)
+            return self._watch(target, query, request.headers.get("accept", ""))
         if verb in ("get", "list"):
             return self._read(target, verb, query, request.headers.get("accept", ""))
         with self.store.lock:
@@ -370,17 +372,18 @@ class KubeApi:
 
     # Watching
 
-    def _watch(self, target: Target, query: Mapping[str, str], request: Request) -> Response:
+    def _watch(self, target: Target, query: Mapping[str, str], accept: str) -> Response:
         selection = _selection(target, query)
         version = query.get("resourceVersion") or "0"
         if not version.isdigit():
             why = f'strconv.ParseUint: parsing "{version}": invalid syntax'
             raise RefusalError(500, "", f'resourceVersion: Invalid value: "{version}": {why}')
-        stream = self._events(target.kind, selection, int(version), query)
+        show = self._row if "as=Table" in accept else _shown
+        stream = self._events(target.kind, selection, int(version), query, show)
         return StreamingResponse(stream, media_type="application/json")
 
     async def _events(
-        self, kind: Kind, selection: Selection, since: int, query: Mapping[str, str]
+        self, kind: Kind, selection: Selection, since: int, query: Mapping[str, str], show: Show
     ) -> AsyncIterator[bytes]:
         has_bookmarks = query.get("allowWatchBookmarks") in ("true", "1")
         until = time.monotonic() + float(query.get("timeoutSeconds") or WATCH_SECONDS)
@@ -396,14 +399,14 @@ class KubeApi:
                 with self.store.lock:
                     records, since = list(self.store.select(kind, selection)), self.store.revision
                 for record in records:
-                    yield _event(b"ADDED", _whole(kind, record.data))
+                    yield _event(b"ADDED", show(kind, record))
                 if has_bookmarks:
                     yield _bookmark(kind, since, is_initial=True)
             while True:
                 woken.clear()
                 for change in self.store.changes(kind, since):
                     since = change.revision
-                    line = _told(kind, selection, change)
+                    line = _told(kind, selection, change, show)
                     if line:
                         yield line
                 left = until - time.monotonic()
@@ -419,6 +422,9 @@ class KubeApi:
             yield _event(b"ERROR", _ENCODE(refusal.document))
         finally:
             stop()
+
+    def _row(self, kind: Kind, record: Record) -> bytes:
+        return _ENCODE(tables.table(kind, [record], {}, self.clock.now()))
 
     def _quiet_revision(self, kind: Kind, since: int) -> int:
         """How far it is certain that a watch has missed nothing."""
@@ -492,12 +498,18 @@ def _decode_continue(token: str) -> tuple[int, tuple[str, str]]:
         raise bad_request("invalid continue token: continue key is not valid") from error
 
 
-def _told(kind: Kind, selection: Selection, change: Change) -> bytes:
+def _shown(kind: Kind, record: Record) -> bytes:
+    return _whole(kind, record.data)
+
+
+def _told(kind: Kind, selection: Selection, change: Change, show: Show) -> bytes:
     """How a change looks through a selection; empty when it does not show."""
     was, is_now = selection.has(change.old), selection.has(change.new)
     if is_now and change.new is not None:
-        return _event(b"MODIFIED" if was else b"ADDED", _whole(kind, change.new.data))
-    return _event(b"DELETED", _whole(kind, change.data)) if was else b""
+        return _event(b"MODIFIED" if was else b"ADDED", show(kind, change.new))
+    if not was or change.old is None:
+        return b""
+    return _event(b"DELETED", show(kind, change.old._replace(data=change.data)))
 
 
 async def _in_pieces(head: bytes, page: list[Record]) -> AsyncIterator[bytes]:

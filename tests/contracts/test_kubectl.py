@@ -80,6 +80,8 @@ def test_get_prints_what_operators_look_for(kubectl, node: str, target: Target, 
     assert head == ["NAME", "READY", "STATUS", "RESTARTS", "AGE"]
     assert row[:4] == ["web", "1/1", "Running", "0"]
     assert kubectl("get", "pods", "-o", "wide").splitlines()[1].split()[6] == node
+    watched = kubectl("get", "pods", "--watch", "--request-timeout=1s")
+    assert watched.splitlines()[1].split()[:3] == ["web", "1/1", "Running"]
     assert "not found" in kubectl("get", "pod", "nothing", fails=True)
 
 
