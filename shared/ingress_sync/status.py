@@ -107,8 +107,8 @@ def _patched(kube: KubeClient, path: str, change: dict[str, Any], kind: str) -> 
     except (NotFoundError, ConflictError):
         return False
     except ApiError as error:
-        if error.status == 422 and error.code == "Invalid":
-            return False  # another uid: the real API server finds the field immutable
+        if error.status == 422 and "metadata.uid" in str(error):
+            return False  # a patch for another uid wants to change an immutable field, says the API server
         raise
     return True
 

@@ -1,0 +1,207 @@
+"""Carries out a plan for an ingress: writes the gateway and the status of objects, and says what is wrong.
+
+Just before a write the gateway is read again: the document that is sent was made from exactly that version,
+every part of others is in it as it was read, and the gateway is neither stopped nor busy. Certificates are
+read from their Secrets here, into the request and nowhere else. A failed action becomes a failed outcome and
+never hides another. Called by `reconcile` and the operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from shared.errors import AutomationError, LostLeaseError, UnsafePlanError
+from shared.ingress_sync import write
+from shared.ingress_sync.certificates import BadSecretError, facts, pfx
+from shared.ingress_sync.observation import Observation, operational_state, provisioning_state
+from shared.ingress_sync.state import PartRecord, PutInFlight
+from shared.ingress_sync.write import Desk, Step
+from shared.model.duration import parse_duration
+from shared.model.gateway import COLLECTIONS, Document, Part, part_key, parts
+from shared.model.plan import Action, Outcome, Status, canonical_json
+
+if TYPE_CHECKING:
+    from shared.clients.kube import KubeClient
+    from shared.ingress_sync.compiled import Compiled, Upload
+
+BUSY = timedelta(seconds=10)
+"""How soon to look again when somebody else's operation is running on the gateway."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a plan is carried out."""
+
+    cluster: str
+    desk: Desk
+    kube: KubeClient
+
+
+class _Declined(Exception):  # noqa: N818 - not an error: an action whose precondition no longer holds
+    def __init__(self, message: str, again: timedelta = BUSY) -> None:
+        super().__init__(message)
+        self.again = again
+
+
+def put_gateway(action: Action, compiled: Compiled, observation: Observation, place: Place) -> Step:
+    """Send the compiled document, unless something has changed since it was compiled.
+
+    LostLeaseError ends everything at once; what else goes wrong is in the step.
+    """
+    try:
+        put = _announcement(compiled, observation, place.desk)
+        body = _body(compiled, observation, place)
+    except _Declined as declined:
+        return Step(message=str(declined), again=declined.again)
+    return write.send(place.desk, body, put)
+
+
+def put_last_good(place: Place) -> Step:
+    """Go back to the last good document; the parts of others stay as they are now."""
+    desk = place.desk
+    good = write.last_good(desk)
+    assert good is not None
+    live = desk.arm.get(desk.policy.gateway)
+    try:
+        _check_ready(live.document)
+    except _Declined as declined:
+        return Step(message=str(declined), again=declined.again)
+    document = write.with_own(live.document, desk.state.parts, good.own)
+    check_foreign(live.document, document, desk.state.parts, ())
+    digests = write.live_digests({"properties": good.own})
+    put = PutInFlight(
+        id=desk.claim.run_id,
+        document_digest=desk.state.last_good.digest if desk.state.last_good else "",
+        change="ROLLBACK",
+        etag=live.etag,
+        announced_at=desk.now(),
+        deadline=desk.now() + parse_duration(desk.policy.put_deadline),
+        parts={key: PartRecord(sent=digest) for key, digest in digests.items()},
+        routes=good.routes,
+        is_rollback=True,
+    )
+    return write.send(desk, msgspec.json.encode(document), put)
+
+
+def _announcement(compiled: Compiled, observation: Observation, desk: Desk) -> PutInFlight:
+    known = desk.state.parts
+    records = {
+        key: known[key] if key in known and known[key].sent == sent else PartRecord(sent=sent)
+        for key, sent in compiled.parts.items()
+    }
+    return PutInFlight(
+        id=desk.claim.run_id,
+        document_digest=compiled.digest,
+        change=compiled.change.name,
+        etag=str((observation.gateway or {}).get("etag") or ""),
+        announced_at=desk.now(),
+        deadline=desk.now() + parse_duration(desk.policy.put_deadline),
+        parts=records,
+        owners=compiled.changed_owners,
+        routes=compiled.routes,
+        inputs=observation.inputs_digest,
+    )
+
+
+def _body(compiled: Compiled, observation: Observation, place: Place) -> bytes:
+    """The request, checked against a fresh read of the gateway; raises `_Declined` or UnsafePlanError."""
+    uploads = {upload.name: _certificate(upload, place.kube) for upload in compiled.uploads}
+    desk = place.desk
+    fresh, seen = desk.arm.get(desk.policy.gateway), observation.gateway or {}
+    _check_ready(fresh.document)
+    if (fresh.etag, provisioning_state(fresh.document)) != (seen.get("etag"), provisioning_state(seen)):
+        raise _Declined("the gateway has changed since it was read", timedelta(seconds=1))
+    check_foreign(fresh.document, compiled.document, desk.state.parts, desk.policy.take_over)
+    return msgspec.json.encode(_with_uploads(compiled.document, uploads))
+
+
+def _check_ready(gateway: Document) -> None:
+    operational = operational_state(gateway)
+    if operational not in ("", "Running"):
+        raise _Declined(f"the gateway is {operational}; it is written when it runs", timedelta(minutes=1))
+    if provisioning_state(gateway) in ("Updating", "Deleting"):
+        raise _Declined("another operation is running on the gateway; writing now would cancel it")
+
+
+def _certificate(upload: Upload, kube: KubeClient) -> dict[str, str]:
+    """Data and password for one certificate, from its Secret as it is now."""
+    secret = kube.find(f"/api/v1/namespaces/{upload.namespace}/secrets/{upload.secret}")
+    name = f"{upload.namespace}/{upload.secret}"
+    if secret is None or facts(secret).digest != upload.digest:
+        raise _Declined(f"Secret {name} has changed since it was read", timedelta(seconds=1))
+    try:
+        made = pfx(secret)
+    except BadSecretError as error:
+        raise _Declined(f"Secret {name} cannot be used: {error}") from error
+    return {"data": made.data, "password": made.password}
+
+
+def _with_uploads(document: Document, uploads: Mapping[str, dict[str, str]]) -> Document:
+    if not uploads:
+        return document
+    certificates = [
+        {**part, "properties": {**part.get("properties", {}), **uploads[part["name"]]}}
+        if part["name"] in uploads
+        else part
+        for part in parts(document, "sslCertificates")
+    ]
+    return {**document, "properties": {**document["properties"], "sslCertificates": certificates}}
+
+
+# The promise to others
+
+
+def check_foreign(live: Document, wanted: Document, own: Iterable[str], take_over: Iterable[str]) -> None:
+    """UnsafePlanError unless everything of `live` that is not ours is in `wanted`, byte for byte.
+
+    `own` are the keys of parts on record as ours, `take_over` the patterns an operator gave away.
+    """
+    ours, given = frozenset(own), tuple(pattern.lower() for pattern in take_over)
+    for what, before, after in _halves(live, wanted):
+        if canonical_json(before) != canonical_json(after):
+            raise UnsafePlanError(f"the document would change '{what}' of the gateway, which is not ours")
+    for collection in COLLECTIONS:
+        found = {_key(collection, part): part for part in parts(wanted, collection)}
+        for part in parts(live, collection):
+            key = _key(collection, part)
+            if key in ours or _is_given(key, given):
+                continue
+            if key not in found or canonical_json(found[key]) != canonical_json(part):
+                raise UnsafePlanError(f"the document would change '{key}' of the gateway, which is not ours")
+
+
+def _halves(live: Document, wanted: Document) -> Iterable[tuple[str, Any, Any]]:
+    """Everything beside the collections of parts, in both documents."""
+    for key in sorted(live.keys() | wanted.keys()):
+        if key != "properties":
+            yield key, live.get(key), wanted.get(key)
+    before, after = live.get("properties") or {}, wanted.get("properties") or {}
+    for key in sorted(before.keys() | after.keys()):
+        if key not in COLLECTIONS:
+            yield f"properties.{key}", before.get(key), after.get(key)
+
+
+def _key(collection: str, part: Part) -> str:
+    return part_key(collection, str(part.get("name")))
+
+
+def _is_given(key: str, patterns: tuple[str, ...]) -> bool:
+    lower = key.lower()
+    return any(
+        lower.startswith(pattern[:-1]) if pattern.endswith("*") else lower == pattern for pattern in patterns
+    )
+
+
+def guarded(action: Action, work: Callable[[], Outcome]) -> Outcome:
+    """The outcome of an action; a failure becomes a failed one, but for a lost claim."""
+    try:
+        return work()
+    except LostLeaseError:
+        raise
+    except AutomationError as error:
+        return Outcome(action=action, status=Status.FAILED, message=str(error))
