@@ -13,7 +13,7 @@ PYTEST  = $(PY) -m pytest
 # Microsoft's own runtime package needs Python 3.13: where there is one, the app is tested under it too.
 RUNTIME = $(if $(filter-out $(PYTHON),$(shell sh sandbox/find-python 3.13)),.venv-3.13/done)
 
-.PHONY: all setup demo start test format bench e2e lock clean \
+.PHONY: package supply-chain all setup demo start test format bench e2e lock clean \
     check check-format check-lint check-types check-imports check-repository check-docs docs
 
 all: test check
@@ -58,6 +58,28 @@ bench: setup           ## ratios against named baselines; ONLY=name for one
 
 e2e: setup             ## the tests on the real Kubernetes control plane (KUBEBUILDER_ASSETS); the contracts on both
 	@$(PYTEST) -m "e2e or contract" $(ARGS)
+
+package: $(DONE)/python ## the zip that a deployment uploads, in build/
+	@$(PY) -m sandbox package
+
+supply-chain: package  ## what is deployed: a bill of materials and licences in build/, known vulnerabilities
+	@.venv/bin/cyclonedx-py requirements requirements.txt --of JSON -o build/sbom.json
+	@echo "build/sbom.json: CycloneDX, $$(grep -c '"bom-ref"' build/sbom.json) components"
+	@.venv/bin/pip-licenses --packages $$(sed -n 's/^\([A-Za-z0-9._-]*\)==.*/\1/p' requirements.txt) --format=markdown --output-file=build/licences.md >/dev/null
+	@echo "build/licences.md"
+	@.venv/bin/pip-audit --disable-pip --no-deps --require-hashes -r requirements.txt --progress-spinner off \
+	    -f json -o build/audit.json >/dev/null 2>&1; $(PY) -c "$$AUDITED" build/audit.json
+
+# Exits 1 when a known vulnerability was found; says how many packages the database could not be asked about.
+define AUDITED
+import json, sys
+found = json.load(open(sys.argv[1]))["dependencies"]
+bad = [f"{one['name']} {one['version']}: {v['id']}" for one in found for v in one.get("vulns", ())]
+asked = sum("vulns" in one for one in found)
+print("build/audit.json:", asked, "packages audited,", len(found) - asked, "could not be,", len(bad), "vulnerabilities", *bad)
+sys.exit(bool(bad))
+endef
+export AUDITED
 
 lock: $(DONE)/python   ## requirements*.txt from pyproject.toml; UPGRADE=1 takes the newest versions
 	$(LOCK) -o requirements.txt

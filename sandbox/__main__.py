@@ -10,6 +10,7 @@ COMMANDS = {
     "down": "ends it",
     "host": "the local Functions host, with Azurite unless AzureWebJobsStorage names another storage",
     "azurite": "Azurite alone, on free ports",
+    "package": "the zip that a deployment uploads, and its size",
     "demo": "the main job on the local world, every printed promise checked",
 }
 

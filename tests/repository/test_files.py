@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from sandbox.package import TARGET, deployed
+from sandbox.package import main as package
 from sandbox.tools import CHECKOUT
 from shared.cli.schema import schema_text
 
@@ -60,11 +63,34 @@ def test_no_file_names_this_machine_or_a_package_registry() -> None:
 
 
 def test_only_the_app_would_be_deployed() -> None:
-    ignored = set(git("ls-files", "-z", "--cached", "--ignored", "--exclude-from=.funcignore"))
-    deployed = [name for name in git("ls-files", "-z") if name not in ignored]
+    git("ls-files", "-z")  # skips outside a git checkout
+    names = deployed()
     roots = {"function_app.py", "functions", "host.json", "requirements.txt", "shared"}
-    assert {name.split("/")[0] for name in deployed} == roots
-    assert not [name for name in deployed if name.startswith("shared/cli/")]
+    assert {name.split("/")[0] for name in names} == roots
+    assert not [name for name in names if name.startswith(("shared/cli/", "shared/forwarder/"))]
+
+
+def test_the_package_is_the_same_bytes_each_time_and_small() -> None:
+    git("ls-files", "-z")
+    assert package([]) == 0
+    first = TARGET.read_bytes()
+    assert package([]) == 0
+    assert TARGET.read_bytes() == first
+    assert len(first) < 2_000_000
+
+
+def test_the_licences_of_what_is_deployed_allow_it() -> None:
+    allowed = re.compile(
+        r"MIT|Apache|BSD|PSF|Python Software Foundation|MPL|Unlicense|0BSD|ISC", re.IGNORECASE
+    )
+    odd = {}
+    for name in sorted({name for name, _, marker in pins("requirements.txt") if not marker}):
+        about = importlib.metadata.metadata(name)
+        said = [about.get("License-Expression") or "", (about.get("License") or "")[:200]]
+        said += [line for line in about.get_all("Classifier") or [] if line.startswith("License")]
+        if not any(allowed.search(text) for text in said):
+            odd[name] = said
+    assert odd == {}
 
 
 def pins(name: str) -> list[tuple[str, Version, str]]:
