@@ -48,6 +48,7 @@ from sandbox.arm.truth import Corruption
 from sandbox.clock import Clock
 from sandbox.cloud_controller import CloudController
 from sandbox.disk_driver import DRIVER, DiskDriver, lun_of
+from sandbox.disk_provisioner import CLASSES, ZONE_LABEL, DiskProvisioner, disk_tags, storage_class
 from sandbox.fleet import BOOT_DELAY, Fleet, Pool, names_of
 from sandbox.identity import ManagedIdentity
 from sandbox.kube import LocalKubernetes, kinds
@@ -61,7 +62,6 @@ from shared.model.resource_id import parse_resource_id
 
 START = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
 STEP_SECONDS = 1.0
-ZONE_LABEL = "topology.disk.csi.azure.com/zone"
 CSI_NODES = kinds.named("csinodes", "storage.k8s.io")
 SECOND = timedelta(seconds=1)
 
@@ -154,6 +154,7 @@ class World:
         self.fleet = Fleet(self.arm, self.kubelets, self, boot_delay=boot_delay)
         self.disks = DiskDriver(self.arm, self.fleet.machine_of, self._is_spoken_for)
         self.kubernetes.run_driver(DRIVER, attach=self.disks.attach, detach=self.disks.detach)
+        self.kubernetes.add_controller(lambda objects: DiskProvisioner(objects, self.arm))
         self.kubernetes.add_controller(self._make_cloud_controller)
         self.cloud.enabled = cloud_controller
         self._identity: ManagedIdentity | None = None
@@ -401,15 +402,25 @@ class World:
         self._workload(DAEMON_SETS, name, {}, pod)
 
     def add_stateful_set(
-        self, name: str, replicas: int = 1, *, size_gb: int = 10, zone: str = "", **pod: Any
+        self,
+        name: str,
+        replicas: int = 1,
+        *,
+        size_gb: int = 10,
+        zone: str = "",
+        storage_class: str = "",
+        **pod: Any,
     ) -> list[str]:
-        """Pods with a disk of their own each, made beforehand: claims `data-NAME-0`...; the disks' ids."""
+        """Pods with a disk of their own each, claims `data-NAME-0`... The disks are made beforehand, and these
+        are their ids; with a `storage_class`, when they are needed.
+        """
         found = []
-        for number in range(replicas):
-            disk = self.arm.add_disk(f"{name}-{number}", size_gb=size_gb, zone=zone)
+        for number in range(replicas if not storage_class else 0):
+            tags = disk_tags(f"pv-{name}-{number}", f"data-{name}-{number}", "default")
+            disk = self.arm.add_disk(f"{name}-{number}", size_gb=size_gb, zone=zone, tagged=tags)
             self.add_volume(f"pv-{name}-{number}", disk, claim=f"data-{name}-{number}")
             found.append(disk)
-        template = {"metadata": {"name": "data"}, "spec": _claim_spec(size_gb)}
+        template = {"metadata": {"name": "data"}, "spec": _claim_spec(size_gb, storage_class)}
         self._workload(STATEFUL_SETS, name, {"replicas": replicas, "volumeClaimTemplates": [template]}, pod)
         return found
 
@@ -430,11 +441,16 @@ class World:
             spec["nodeAffinity"] = {"required": {"nodeSelectorTerms": [{"matchExpressions": [term]}]}}
         self.kubernetes.put(VOLUMES, {"metadata": {"name": name}, "spec": spec})
 
-    def add_claim(self, name: str, *, size_gb: int = 10, namespace: str = "default") -> None:
-        """A claim that takes the volume set aside for it, or any that fits."""
-        self.kubernetes.put(
-            CLAIMS, {"metadata": {"name": name, "namespace": namespace}, "spec": _claim_spec(size_gb)}
-        )
+    def add_storage_class(self, name: str = "managed-csi", **options: Any) -> None:
+        """A class whose disks are made for the first pod that needs them; options as of `storage_class`."""
+        self.kubernetes.put(CLASSES, storage_class(name, **options))
+
+    def add_claim(
+        self, name: str, *, size_gb: int = 10, namespace: str = "default", storage_class: str = ""
+    ) -> None:
+        """A claim that takes the volume set aside for it, or any that fits, or is given one by its class."""
+        metadata = {"name": name, "namespace": namespace}
+        self.kubernetes.put(CLAIMS, {"metadata": metadata, "spec": _claim_spec(size_gb, storage_class)})
 
     def add_pod(self, name: str, *, namespace: str = "default", **pod: Any) -> None:
         """One pod that nobody replaces; `pod` as of `pod_template`."""
@@ -600,24 +616,45 @@ class World:
         return self.cloud
 
     def _mount(self, disk: str, node: str) -> None:
-        """The kubelet mounts what it finds at the LUN it was told."""
+        """The kubelet mounts what it finds at the LUN it was told, whatever that is."""
+        lun = self._told_lun(disk, node)
         with self.arm.core.lock:
             machine_id = self.machine(node)
             truth, resource = self.arm.truth, self.arm.core.state.find(machine_id)
             machine = truth.machine(machine_id)
-            if disk.lower() in machine.mounts:
+            if machine.mounts.get(disk.lower()) == lun:
                 return
-            lun = lun_of(resource, disk) if resource is not None else None
-            if lun is None or resource is None:
-                listed = [disk_id_of(entry) for entry in data_disks(resource)] if resource else []
-                raise RuntimeError(f"could not find the disk {disk}; there are {len(listed)} data disks")
+            listed = data_disks(resource) if resource is not None else []
+            found = [disk_id_of(entry) for entry in listed if entry["lun"] == lun]
+            if resource is None or not found or lun_of(resource, found[0]) is None:
+                raise RuntimeError(f"could not find disk lun {lun}")
             if not machine.running or not machine.kubelet_alive:
                 raise RuntimeError("nobody is there to mount")
-            truth.mount(machine.vm_id, disk, lun)
+            if found[0].lower() == disk.lower():
+                truth.mount(machine.vm_id, disk, lun)
+            else:
+                truth.mount_instead(machine.vm_id, found[0], lun, disk, self.arm.core.state.at)
 
     def _unmount(self, disk: str, node: str) -> None:
         with self.arm.core.lock, contextlib.suppress(KeyError, LookupError):
-            self.arm.truth.unmount(self.machine(node), disk)
+            machine = self.machine(node)
+            lun = self.arm.truth.machine(machine).mounts.get(disk.lower())
+            if lun is None:  # perhaps another one was mounted in its place
+                lun = self._told_lun(disk, node)
+            self.arm.truth.unmount_lun(machine, lun)
+
+    def _told_lun(self, disk: str, node: str) -> int:
+        for attachment in self._objects.all(kinds.ATTACHMENTS):
+            if attachment["spec"]["nodeName"] == node and self._handle_of(attachment) == disk.lower():
+                told = attachment["status"].get("attachmentMetadata") or {}
+                if "LUN" in told:
+                    return int(told["LUN"])
+        raise LookupError(f"nobody has said at which LUN {disk} is on {node}")
+
+    def _handle_of(self, attachment: Document) -> str:
+        name = attachment["spec"]["source"].get("persistentVolumeName") or ""
+        volume = self._objects.get(VOLUMES, name)
+        return str(volume["spec"]["csi"]["volumeHandle"]).lower() if volume is not None else ""
 
     def _is_spoken_for(self, disk: str, machine: str) -> bool:
         try:
@@ -625,10 +662,7 @@ class World:
         except LookupError:
             return False
         for attachment in self._objects.all(kinds.ATTACHMENTS):
-            name = attachment["spec"]["source"].get("persistentVolumeName") or ""
-            volume = self._objects.get(VOLUMES, name)
-            handle = volume["spec"]["csi"]["volumeHandle"] if volume is not None else ""
-            if attachment["spec"]["nodeName"] == node and handle.lower() == disk.lower():
+            if attachment["spec"]["nodeName"] == node and self._handle_of(attachment) == disk.lower():
                 return True
         return False
 
@@ -655,9 +689,9 @@ def pod_template(
     return {"metadata": metadata, "spec": {"containers": [container], **extra, **spec}}
 
 
-def _claim_spec(size_gb: int) -> Document:
+def _claim_spec(size_gb: int, storage_class: str) -> Document:
     resources = {"requests": {"storage": f"{size_gb}Gi"}}
-    return {"accessModes": ["ReadWriteOnce"], "storageClassName": "", "resources": resources}
+    return {"accessModes": ["ReadWriteOnce"], "storageClassName": storage_class, "resources": resources}
 
 
 def disk_name(disk: str) -> str:

@@ -11,7 +11,7 @@ modelled stands in docs/reference/local-azure.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -119,11 +119,21 @@ class LocalArm:
         self.core.do("PUT", resource_id, body)
         return resource_id
 
-    def add_disk(self, name: str, *, size_gb: int = 10, zone: str = "", shares: int = 1, **tags: str) -> str:
-        """An empty Premium SSD, unattached."""
+    def add_disk(
+        self,
+        name: str,
+        *,
+        size_gb: int = 10,
+        zone: str = "",
+        shares: int = 1,
+        tagged: Mapping[str, str] | None = None,
+        **tags: str,
+    ) -> str:
+        """An empty Premium SSD, unattached; `tagged` are tags whose names are no names in Python."""
         properties: dict[str, Any] = {"creationData": {"createOption": "Empty"}, "diskSizeGB": size_gb}
         properties |= {"maxShares": shares} if shares > 1 else {}
-        body: dict[str, Any] = {"location": LOCATION, "sku": {"name": "Premium_LRS"}, "tags": tags}
+        body: dict[str, Any] = {"location": LOCATION, "sku": {"name": "Premium_LRS"}}
+        body["tags"] = {**tags, **(tagged or {})}
         body |= {"zones": [zone]} if zone else {}
         return self.put(self.id_of("Microsoft.Compute/disks", name), {**body, "properties": properties})
 

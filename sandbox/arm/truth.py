@@ -2,8 +2,8 @@
 
 Azure's answers describe a goal and may be late or wrong; damage happens in reality. Tests and the sandbox's
 node agents set and read it here, and the oracle writes down every *corruption*: a disk taken from a running
-machine that has it mounted, or a LUN given to another disk under such a mount (the disk driver finds disks by
-LUN, so two pods would then share one file system).
+machine that has it mounted, a LUN given to another disk under such a mount, a disk mounted in the place of
+another (the disk driver finds disks by LUN, so two pods would then share one file system).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import msgspec
 
 DETACHED_WHILE_MOUNTED = "DetachedWhileMounted"
 LUN_REUSED_UNDER_MOUNT = "LunReusedUnderMount"
+WRONG_DISK_MOUNTED = "WrongDiskMounted"
 
 
 class Corruption(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,8 +84,18 @@ class Truth(msgspec.Struct, kw_only=True, weakref=True, eq=False):
         assert found.running and found.kubelet_alive, f"nobody can mount on {machine}"
         found.mounts[disk.lower()] = lun
 
+    def mount_instead(self, machine: str, found: str, lun: int, wanted: str, at: str) -> None:
+        """The kubelet mounts what it finds at the LUN it was told, and it is not what it wants."""
+        self.mount(machine, found, lun)
+        self._record(self.machine(machine), WRONG_DISK_MOUNTED, found, lun, at, mounted_disk=wanted.lower())
+
     def unmount(self, machine: str, disk: str) -> None:
         self.machine(machine).mounts.pop(disk.lower(), None)
+
+    def unmount_lun(self, machine: str, lun: int) -> None:
+        """Whatever the kubelet has mounted from there."""
+        found = self.machine(machine)
+        found.mounts = {disk: at for disk, at in found.mounts.items() if at != lun}
 
     def mounted_on(self, disk: str) -> list[str]:
         """Resource ids of the running machines that have the disk mounted."""

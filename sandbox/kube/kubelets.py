@@ -164,9 +164,7 @@ class Kubelets:
             for pod in self._objects.pods_on(name):
                 self._handle(kubelet, pod)
                 if pod["status"].get("phase") == "Running" and not is_going(pod):
-                    # After a reboot nothing is mounted; mounting once more does no harm.
-                    is_usable = not self._wants_volumes(kubelet, pod) or self._mount_all(kubelet, pod)
-                    self.set_ready(*key_of(pod), ready=is_usable)
+                    self._recover(kubelet, key_of(pod), pod["metadata"]["uid"])
 
     def set_ready(self, namespace: str, name: str, *, ready: bool) -> None:
         """Whether the pod's readiness probe succeeds."""
@@ -239,12 +237,7 @@ class Kubelets:
         if pod is None or is_going(pod) or pod["status"].get("phase") != "Pending":
             return
         if not self._mount_all(kubelet, pod):
-            if uid not in self._retrying:
-                self._retrying.add(uid)
-                seconds = MOUNT_RETRY_SECONDS * 2.0 ** self._mount_retries[uid]
-                self._mount_retries[uid] += 1
-                seconds = min(MOUNT_RETRY_AT_MOST_SECONDS, seconds)
-                self._objects.later(seconds, lambda: self._start_again(kubelet, key, uid))
+            self._mount_later(uid, lambda: self._start_again(kubelet, key, uid))
             return
         self._mount_retries.pop(uid, None)
         now = self._objects.now()
@@ -254,6 +247,26 @@ class Kubelets:
         kept = [c for c in pod["status"].get("conditions") or () if c["type"] not in new]
         status["conditions"] = [*kept, *status["conditions"]]
         self._objects.change_status(kinds.PODS, pod, **status)
+
+    def _recover(self, kubelet: _Kubelet, key: Key, uid: str) -> None:
+        """After a reboot nothing is mounted; mounting once more does no harm."""
+        self._retrying.discard(uid)
+        pod = self._current(kubelet, key, uid)
+        if pod is None or is_going(pod):
+            return
+        is_usable = not self._wants_volumes(kubelet, pod) or self._mount_all(kubelet, pod)
+        self.set_ready(*key, ready=is_usable)
+        if is_usable:
+            self._mount_retries.pop(uid, None)
+        else:
+            self._mount_later(uid, lambda: self._recover(kubelet, key, uid))
+
+    def _mount_later(self, uid: str, work: Callable[[], None]) -> None:
+        if uid not in self._retrying:
+            self._retrying.add(uid)
+            seconds = MOUNT_RETRY_SECONDS * 2.0 ** self._mount_retries[uid]
+            self._mount_retries[uid] += 1
+            self._objects.later(min(MOUNT_RETRY_AT_MOST_SECONDS, seconds), work)
 
     def _start_again(self, kubelet: _Kubelet, key: Key, uid: str) -> None:
         self._retrying.discard(uid)

@@ -1,8 +1,8 @@
 """kube-scheduler: which node a pod may go to, which of them is best, and the words when there is none.
 
 The filters stand in the real scheduler's order, since the first that objects to a node gives the reason. Not
-modelled: preemption (nobody is evicted for a pod of higher priority), binding of volumes at first use, and
-exact scores: of the nodes that fit, the one wins that spreads best and has most left.
+modelled: preemption (nobody is evicted for a pod of higher priority), topologies of storage classes, exact
+scores: of the nodes that fit, the one wins that spreads best and has most left.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from sandbox.kube.store import Document
 
 NAME = "default-scheduler"
 _CLAIMS, _VOLUMES = kinds.named("persistentvolumeclaims"), kinds.named("persistentvolumes")
+_CLASSES = kinds.named("storageclasses", "storage.k8s.io")
+SELECTED_NODE = "volume.kubernetes.io/selected-node"
 _CSI_NODES = kinds.named("csinodes", "storage.k8s.io")
 _WAKING = (kinds.NODES, kinds.PODS, _CLAIMS, _VOLUMES, _CSI_NODES)
 _NOT_HELPFUL = "Preemption is not helpful for scheduling."
@@ -151,7 +153,12 @@ class Scheduler:
         if not fitting:
             self._refuse(pod, _said(rooms, objections))
             return
+        fitting = self._chosen_before(pod, fitting)
         best = max(fitting, key=_scorer(pod, self._asked(pod), rooms))
+        if late := self._late_claims(pod):
+            self._choose_place(late, best.name)
+            best.add(pod, self._asked(pod), ())
+            return
         self._objects.bind(pod, best.name)
         metadata = pod["metadata"]
         message = f"Successfully assigned {metadata['namespace']}/{metadata['name']} to {best.name}"
@@ -175,11 +182,39 @@ class Scheduler:
                 return f'persistentvolumeclaim "{name}" not found', []
             if is_going(claim):
                 return f'persistentvolumeclaim "{name}" is being deleted', []
+            if self._waits_for_consumer(claim):
+                continue
             volume = self._objects.get(_VOLUMES, claim["spec"].get("volumeName") or "")
             if volume is None or claim["status"].get("phase") != "Bound":
                 return "pod has unbound immediate PersistentVolumeClaims", []
             volumes.append(volume)
         return "", volumes
+
+    def _waits_for_consumer(self, claim: Document) -> bool:
+        """Whether its volume is only made when it is known where it is needed."""
+        found = self._objects.get(_CLASSES, claim["spec"].get("storageClassName") or "")
+        is_late = found is not None and found.get("volumeBindingMode") == "WaitForFirstConsumer"
+        return is_late and not claim["spec"].get("volumeName")
+
+    def _late_claims(self, pod: Document) -> list[Document]:
+        claims = (self._objects.get(_CLAIMS, name, pod["metadata"]["namespace"]) for name in claims_of(pod))
+        return [claim for claim in claims if claim is not None and self._waits_for_consumer(claim)]
+
+    def _choose_place(self, claims: list[Document], node: str) -> None:
+        """The provisioner of the claims' class makes their volumes there; the pod is bound when they are."""
+        for claim in claims:
+            metadata = claim["metadata"]
+            annotations = {**(metadata.get("annotations") or {}), SELECTED_NODE: node}
+            changed = {**metadata, "annotations": annotations}
+            self._objects.change(_CLAIMS, claim, metadata=changed)
+
+    def _chosen_before(self, pod: Document, fitting: list[Room]) -> list[Room]:
+        """The node that the pod's volumes were made for, if it will still do."""
+        claims = [self._objects.get(_CLAIMS, name, pod["metadata"]["namespace"]) for name in claims_of(pod)]
+        chosen = {
+            ((c or {"metadata": {}})["metadata"].get("annotations") or {}).get(SELECTED_NODE) for c in claims
+        }
+        return [room for room in fitting if room.name in chosen] or fitting
 
     def _filters(self, pod: Document, rooms: dict[str, Room], volumes: list[Document]) -> list[Filter]:
         return [

@@ -3,8 +3,8 @@
 The attach/detach controller: VolumeAttachments come when a pod is bound to a node and go when the last such
 pod has gone and the node no longer reports the volume in use; after 6 minutes also without that, if the node
 is not ready; at once, if the node is out of service. Who acts on the attachments is `sandbox.attacher`, or
-`sandbox.kube.kubelets` in simulated time. Not modelled: provisioning, in-tree drivers, resizing, protection
-of claims and volumes in use by finalizers.
+`sandbox.kube.kubelets` in simulated time; who makes volumes is `sandbox.disk_provisioner`. Not modelled:
+in-tree drivers, resizing, protection of claims and volumes in use by finalizers.
 """
 
 from __future__ import annotations

@@ -10,9 +10,11 @@ from azure.mgmt.compute import ComputeManagementClient
 from local_arm import connect
 
 from sandbox.arm.core import Ending, Latencies
-from sandbox.arm.truth import DETACHED_WHILE_MOUNTED
+from sandbox.arm.state import Resource
+from sandbox.arm.truth import DETACHED_WHILE_MOUNTED, WRONG_DISK_MOUNTED
 from sandbox.kube import kinds
 from sandbox.kube.metrics import NODE_METRICS, POD_METRICS, Usage
+from sandbox.kube.volumes import CLAIMS
 from sandbox.scenario import World, disk_name
 
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service:NoExecute"
@@ -249,6 +251,36 @@ def test_detaching_under_a_live_writer_is_written_down(world: World) -> None:
     assert [(c.kind, c.kubelet_alive) for c in world.corruptions] == [(DETACHED_WHILE_MOUNTED, False)]
 
 
+def test_a_kubelet_mounts_what_it_finds_at_the_lun_it_was_told(world: World) -> None:
+    """As azuredisk-csi-driver does, so that a stale attachment puts one pod's data into another's hands."""
+    world.add_nodes("a")
+    (disk,) = world.add_stateful_set("db")
+    world.advance(10)
+    machine, other = world.machine("a"), world.arm.add_disk("other")
+    world.stop_machine("a")
+    world.arm.detach(machine, disk)
+    world.arm.attach(machine, other, 0)
+    world.cloud.enabled = False
+    world.start_machine("a")
+    world.advance(60)
+    assert [(c.kind, disk_name(c.disk), disk_name(c.mounted_disk)) for c in world.corruptions] == [
+        (WRONG_DISK_MOUNTED, "other", "db-0")
+    ]
+
+
+def test_a_disk_that_is_not_there_leaves_its_pod_unready(world: World) -> None:
+    world.add_nodes("a")
+    (disk,) = world.add_stateful_set("db")
+    world.advance(10)
+    world.stop_machine("a")
+    world.arm.detach(world.machine("a"), disk)
+    world.start_machine("a")
+    world.advance(60)
+    assert not world.pod("db-0").is_ready
+    assert "could not find disk lun 0" in world.events("FailedMount")[0]
+    assert world.corruptions == []
+
+
 def test_the_driver_forces_what_takes_four_minutes(world: World) -> None:
     """As the real one does, which is what damages a disk under a kubelet that only seems dead."""
     world.add_nodes("a", "b")
@@ -273,6 +305,47 @@ def test_a_zombie_is_taken_from_where_nobody_claims_it(world: World) -> None:
     world.add_pod("p", claims=["c"], nodeName="a")
     world.until(lambda: world.pod("p").is_running, within=60)
     assert world.owner(disk) == "a"
+
+
+def test_a_disk_is_made_where_its_pod_will_be_and_goes_with_its_claim(world: World) -> None:
+    world.add_scale_set("agents", 3, zones=["1", "2", "3"])
+    world.add_storage_class()
+    world.add_stateful_set("db", replicas=3, storage_class="managed-csi")
+    world.until(lambda: len(world.pods("db")) == 3 and all(p.is_running for p in world.pods("db")), within=60)
+    disks = {r.body["tags"]["kubernetes.io-created-for-pvc-name"]: r for r in made_disks(world)}
+    assert sorted(disks) == ["data-db-0", "data-db-1", "data-db-2"]
+    for pod in world.pods("db"):
+        zone = world.node(pod.node).labels["topology.kubernetes.io/zone"]
+        assert disks[f"data-{pod.name}"].body["zones"] == [zone.removeprefix("westeurope-")]
+    world.scale("db", 0)
+    world.advance(30)
+    for number in range(3):
+        world.kubernetes.remove(CLAIMS, f"data-db-{number}", "default")
+    world.advance(30)
+    assert made_disks(world) == []
+
+
+def test_a_pod_whose_disk_is_in_a_full_zone_waits_for_a_node_there(world: World) -> None:
+    agents = world.add_scale_set("agents", 2, zones=["1", "2"])
+    world.add_storage_class()
+    world.add_stateful_set("db", storage_class="managed-csi", cpu="3")
+    world.until(lambda: world.pod("db-0").is_running, within=60)
+    was = world.pod("db-0").node
+    world.cordon(was)
+    world.delete_pod("db-0")
+    world.advance(60)
+    (said,) = world.events("FailedScheduling")
+    assert "1 node(s) were unschedulable" in said
+    assert "1 node(s) didn't match PersistentVolume's node affinity" in said
+    world.resize(agents, 4)
+    world.until(lambda: world.pod("db-0").is_running, within=120)
+    label = "topology.kubernetes.io/zone"
+    assert world.node(world.pod("db-0").node).labels[label] == world.node(was).labels[label]
+
+
+def made_disks(world: World) -> list[Resource]:
+    disks = world.arm.core.state.of_type("Microsoft.Compute/disks")
+    return [disk for disk in disks if "k8s-azure-created-by" in (disk.body.get("tags") or {})]
 
 
 def test_a_size_takes_only_so_many_disks_and_the_scheduler_knows(world: World) -> None:

@@ -11,6 +11,7 @@ from sandbox.attacher import ATTACHMENTS, DRIVER, Attacher
 from sandbox.kube_client import Document
 from sandbox.node_agent import volume_name
 
+SELECTED_NODE = "volume.kubernetes.io/selected-node"
 OUT_OF_SERVICE = {"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}
 
 
@@ -172,4 +173,35 @@ def test_a_node_takes_only_so_many_volumes(target: Target, namespace: str, uniqu
         lambda: target.client.get(f"{PODS.format(namespace)}/b")["status"]["conditions"][0].get("message")
     )
     assert "1 node(s) exceed max volume count" in said
+    assert target.client.get(f"{PODS.format(namespace)}/a")["spec"]["nodeName"] == node
+
+
+def test_a_volume_may_be_made_for_the_node_that_was_chosen(
+    target: Target, namespace: str, unique: str, nodes
+) -> None:
+    """What the scheduler and a provisioner say to each other."""
+    (node,) = nodes(1)
+    driver = f"{unique}.example.org"
+    storage = "/apis/storage.k8s.io/v1"
+    late = {"metadata": {"name": unique}, "provisioner": driver, "volumeBindingMode": "WaitForFirstConsumer"}
+    target.client.create(f"{storage}/storageclasses", late)
+    target.client.create(
+        f"{storage}/csidrivers", {"metadata": {"name": driver}, "spec": {"attachRequired": False}}
+    )
+    shared = {"accessModes": ["ReadWriteOnce"], "storageClassName": unique}
+    claims = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims"
+    wanted = {**shared, "resources": {"requests": {"storage": "1Gi"}}}
+    target.client.create(claims, {"metadata": {"name": "data"}, "spec": wanted})
+    add_pod(target, namespace, "a", nodeSelector={"pool": unique})
+    chosen = eventually(
+        lambda: target.client.get(f"{claims}/data")["metadata"].get("annotations", {}).get(SELECTED_NODE)
+    )
+    assert chosen == node
+    assert "nodeName" not in target.client.get(f"{PODS.format(namespace)}/a")["spec"]
+    term = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}
+    volume = {**shared, "capacity": {"storage": "1Gi"}, "csi": {"driver": driver, "volumeHandle": unique}}
+    volume |= {"claimRef": {"namespace": namespace, "name": "data"}}
+    volume |= {"nodeAffinity": {"required": {"nodeSelectorTerms": [term]}}}
+    target.client.create("/api/v1/persistentvolumes", {"metadata": {"name": unique}, "spec": volume})
+    eventually(lambda: phases(target, namespace) == ["Running"])
     assert target.client.get(f"{PODS.format(namespace)}/a")["spec"]["nodeName"] == node
