@@ -24,6 +24,7 @@ from shared.autoscaling.policy import AutoscalingPolicy
 from shared.autoscaling.removal import follow_removals
 from shared.autoscaling.tell import tell_cluster
 from shared.autoscaling.work import LOOKED_AT, Work, begin_work
+from shared.errors import ApiError
 from shared.model.duration import parse_duration
 from shared.model.plan import LeftAlone, Outcome, Plan
 from shared.record import record
@@ -48,20 +49,28 @@ def reconcile(cluster: Cluster, clients: Clients, claim: Claim, now: datetime) -
     """One pass; RunFailedError at the end when an action failed that another try may mend."""
     work = begin_work(place_of(cluster, clients, now), claim)
     outcomes = follow_growths(work) + follow_removals(work)
-    waiting = glance(work.kube)
-    if is_look_due(work, waiting):
-        plan, done = look_and_act(work, waiting)
-        outcomes += done
-    else:
-        plan = _nothing_to_do(work, len(waiting))
+    try:
+        plan, done = _look_if_due(work)
+    except ApiError as error:
+        # What was done before must not be lost with it; delivered again, the pass looks again.
+        follow_up(work, clients)
+        record(clients, _unreadable(work, error), outcomes)
+        raise
     follow_up(work, clients)
-    record(clients, plan, outcomes)
-    return outcomes
+    record(clients, plan, [*outcomes, *done])
+    return [*outcomes, *done]
 
 
 def look(cluster: Cluster, clients: Clients, state: dict[str, Any], now: datetime) -> Observation:
     """Observe only, everything fresh and with raw objects kept; for `keeper plan` and `keeper snapshot`."""
     return observe(place_of(cluster, clients, now), dict(state), NOW, keep=True)
+
+
+def _look_if_due(work: Work) -> tuple[Plan, list[Outcome]]:
+    waiting = glance(work.kube)
+    if is_look_due(work, waiting):
+        return look_and_act(work, waiting)
+    return _nothing_to_do(work, len(waiting)), []
 
 
 def look_and_act(work: Work, waiting: frozenset[str]) -> tuple[Plan, list[Outcome]]:
@@ -126,11 +135,16 @@ def _digest(waiting: frozenset[str]) -> str:
 def _nothing_to_do(work: Work, waiting: int) -> Plan:
     if waiting:
         message = f"{waiting} pods wait for nodes that were planned; looked at again within a minute"
-        left = LeftAlone(subject=work.place.cluster.name, reason="NothingNew", message=message)
-    else:
-        left = LeftAlone(
-            subject=work.place.cluster.name, reason="NothingPending", message="no pod waits for a node"
-        )
+        return _empty_plan(work, "NothingNew", message)
+    return _empty_plan(work, "NothingPending", "no pod waits for a node")
+
+
+def _unreadable(work: Work, error: ApiError) -> Plan:
+    return _empty_plan(work, "NotObserved", f"the cluster could not be read, so nothing was planned: {error}")
+
+
+def _empty_plan(work: Work, reason: str, message: str) -> Plan:
+    left = LeftAlone(subject=work.place.cluster.name, reason=reason, message=message)
     return Plan(automation=AUTOMATION, cluster=work.place.cluster.name, now=work.now, left_alone=(left,))
 
 

@@ -32,7 +32,7 @@ from shared.autoscaling.work import Work, begin_work
 from shared.bootstrap import Clients
 from shared.clients.arm import Arm
 from shared.clients.kube import KubeClient
-from shared.errors import RunFailedError
+from shared.errors import ApiError, RunFailedError
 from shared.model.plan import Action, Outcome, Plan
 from shared.runtime.message import Nudge
 from shared.settings import Cluster
@@ -251,7 +251,7 @@ class App:
             )
         except Crash:
             self.deliver(REDELIVERY)
-        except RunFailedError as error:
+        except (RunFailedError, ApiError) as error:
             self.failures.append(error)
             self.deliver(REDELIVERY)
         self.check_pools()
