@@ -115,6 +115,8 @@ class State(StateStruct, frozen=True):
     failures: int = 0
     """Failed writes in a row."""
     retry_at: datetime | None = None
+    told: tuple[str, ...] = ()
+    """Digests of what was said about objects in Events, so that it is said once."""
     approved: str = ""
     """Digest of a compiled document (`parameters.documentDigest`) that an operator has approved."""
 
