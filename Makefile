@@ -27,7 +27,9 @@ start: setup           ## the local Functions host with Azurite, until Ctrl-C
 	@$(PY) -m sandbox host
 
 test: setup $(RUNTIME) ## unit, clients, functions, scenarios; ARGS="-k name" is handed to pytest
-	@$(PYTEST) -m "not e2e" -n 2 --dist loadfile --cov --cov-report= $(ARGS)
+	@rm -rf build/rights
+	@KUBEKEEPER_RIGHTS=1 $(PYTEST) -m "not e2e" -n 2 --dist loadfile --cov --cov-report= $(ARGS)
+	@$(if $(ARGS),,PYTHONPATH=.:tests $(PY) tests/rights.py check)
 	@echo "coverage of function_app, functions and shared: $$($(PY) -m coverage report --format=total) %"
 
 check: check-format check-lint check-types check-imports check-repository check-docs  ## `make -k check` goes on after a failure

@@ -161,6 +161,15 @@ module roles 'modules/roles.bicep' = [for (scope, index) in scopes: {
   }
 }]
 
+module reads 'modules/subscription-role.bicep' = [for id in union(map(scopes, one => one.?subscriptionId ?? subscription().subscriptionId), []): {
+  scope: subscription(id)
+  name: 'kubekeeper-reads'
+  params: {
+    environmentName: environmentName
+    principalId: identity.outputs.principalId
+  }
+}]
+
 output AZURE_RESOURCE_GROUP string = group.name
 output AZURE_FUNCTION_APP string = app.outputs.name
 output AZURE_STORAGE_ACCOUNT string = storage.outputs.name

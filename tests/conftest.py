@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+import rights
 
 from sandbox.azurite import Azurite
 
@@ -20,3 +22,13 @@ def azurite() -> Iterator[Azurite]:
 def storage(azurite: Azurite) -> str:
     """The connection string of the run's Azurite, as `AzureWebJobsStorage` holds it."""
     return azurite.connection_string
+
+
+def pytest_configure() -> None:
+    rights.install()
+
+
+def pytest_sessionfinish() -> None:
+    """What the product was seen to need; compared with what is deployed when all tests have run."""
+    if os.environ.get("KUBEKEEPER_RIGHTS"):
+        rights.save(os.environ.get("PYTEST_XDIST_WORKER", "main"))

@@ -1,4 +1,4 @@
-// Custom roles of the automations, in one resource group. The actions stand in actions.json, which a test keeps
+// Custom roles of the automations, in one resource group. What they do stands in actions.json, which a test keeps
 // equal to what the code really calls.
 param environmentName string
 param principalId string
@@ -15,7 +15,7 @@ resource definitions 'Microsoft.Authorization/roleDefinitions@2022-04-01' = [for
     description: 'What Kubekeeper\'s ${automation} does in this resource group, and nothing else.'
     type: 'CustomRole'
     assignableScopes: [resourceGroup().id]
-    permissions: [{ actions: actions[automation], notActions: [], dataActions: [], notDataActions: [] }]
+    permissions: [{ actions: actions[automation].group, notActions: [], dataActions: [], notDataActions: [] }]
   }
 }]
 

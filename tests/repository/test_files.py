@@ -22,7 +22,7 @@ from shared.cli.schema import schema_text
 
 # Spelt in pieces, or this file would find itself.
 ELSEWHERE = re.compile(
-    r"(?<![\w.:}-])/(?:work|root|home/\w+)/"
+    r"(?<![\w.:}-])/(?:work|root|home/(?!site/wwwroot)\w+)/"
     + "|"
     + "|".join(
         ("py" + r"pi\.org", "python" + r"hosted\.org", "npm" + r"js\.(?:org|com)", r"proxy\." + "golang")
