@@ -4,7 +4,7 @@ Every test run notes which right each request of the product's two clients takes
 tests/conftest.py calls `install` and `save`. Then
 
     python tests/rights.py check DIRECTORY    # exit 1 when infra/ allows too little or too much
-    python tests/rights.py write DIRECTORY    # writes infra/actions.json and infra/kubernetes/*.yaml
+    python tests/rights.py write DIRECTORY    # writes infra/actions.json and infra/kubernetes/roles/*.yaml
 
 compare or write what is deployed. The notes of one whole `make test` are what counts; a part of the tests
 shows a part of the rights.
@@ -24,7 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 CHECKOUT = Path(__file__).resolve().parents[1]
 NOTES = CHECKOUT / "build" / "rights"
 ACTIONS = CHECKOUT / "infra" / "actions.json"
-MANIFESTS = CHECKOUT / "infra" / "kubernetes"
+MANIFESTS = CHECKOUT / "infra" / "kubernetes" / "roles"
 PACKAGES = {
     "autoscaling": "autoscaling",
     "disk_release": "disk-release",
