@@ -10,20 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from shared.errors import AutomationError, LostLeaseError, UnsafePlanError
-from shared.ingress_sync import write
+from shared.ingress_sync import status, write
 from shared.ingress_sync.certificates import BadSecretError, facts, pfx
+from shared.ingress_sync.compiled import Finding
 from shared.ingress_sync.observation import Observation, operational_state, provisioning_state
-from shared.ingress_sync.state import PartRecord, PutInFlight
-from shared.ingress_sync.write import Desk, Step
+from shared.ingress_sync.pace import pace
+from shared.ingress_sync.state import PartRecord, PutInFlight, write_state
+from shared.ingress_sync.write import Desk, Refusal, Step
 from shared.model.duration import parse_duration
 from shared.model.gateway import COLLECTIONS, Document, Part, part_key, parts
-from shared.model.plan import Action, Outcome, Status, canonical_json
+from shared.model.plan import Action, ActionKind, LeftAlone, Outcome, Plan, Status, canonical_json
 
 if TYPE_CHECKING:
     from shared.clients.kube import KubeClient
@@ -42,10 +44,72 @@ class Place:
     kube: KubeClient
 
 
+@dataclass(frozen=True)
+class Done:
+    """What became of a plan. `again`: when to look next. `is_at_rest`: nothing was to be done."""
+
+    outcomes: list[Outcome]
+    again: timedelta | None = None
+    refusal: Refusal | None = None
+    left_alone: tuple[LeftAlone, ...] = ()
+    is_at_rest: bool = False
+
+
 class _Declined(Exception):  # noqa: N818 - not an error: an action whose precondition no longer holds
     def __init__(self, message: str, again: timedelta = BUSY) -> None:
         super().__init__(message)
         self.again = again
+
+
+def act(
+    plan: Plan, compiled: Compiled, observation: Observation, place: Place, *, now: datetime, hurry: bool
+) -> Done:
+    """Say what is wrong, write the gateway if it is time, write what has become true into the objects.
+
+    LostLeaseError ends everything at once; all else is in the outcomes.
+    """
+    outcomes = tell(compiled, observation, place, now)
+    putting = [action for action in plan.actions if action.kind is ActionKind.PUT_GATEWAY]
+    for action in plan.actions:
+        if action.kind is ActionKind.UPDATE_INGRESS_STATUS:
+            outcomes.append(guarded(action, lambda: update_status(action, place)))  # noqa: B023 - called at once
+    if not putting:
+        forget_change(place.desk)
+        is_at_rest = not any(outcome.status is Status.FAILED for outcome in outcomes)
+        return Done(outcomes, is_at_rest=is_at_rest and not plan.actions)
+    pacing = pace(
+        place.desk.state,
+        place.desk.policy,
+        now,
+        inputs=observation.inputs_digest,
+        change=compiled.change,
+        hurry=hurry,
+    )
+    place.desk.claim.save(write_state(pacing.state))
+    if pacing.wait:
+        left = LeftAlone(subject=putting[0].target, reason=pacing.reason, message=pacing.message)
+        return Done(outcomes, again=pacing.wait, left_alone=(left,))
+    outcome, step = _put(putting[0], compiled, observation, place)
+    return Done([*outcomes, outcome], again=step.again, refusal=step.refusal)
+
+
+def _put(action: Action, compiled: Compiled, observation: Observation, place: Place) -> tuple[Outcome, Step]:
+    try:
+        step = put_gateway(action, compiled, observation, place)
+    except LostLeaseError:
+        raise
+    except AutomationError as error:
+        step = Step(message=str(error), event="WriteFailed", is_failure=True)
+    status = Status.FAILED if step.is_failure else Status.SUCCEEDED if step.event else Status.SKIPPED
+    data = {"event": step.event, "change": compiled.change.name} if step.event else {}
+    short = msgspec.structs.replace(action, parameters={"changes": action.parameters.get("changes", {})})
+    return Outcome(action=short, status=status, message=step.message or action.message, data=data), step
+
+
+def forget_change(desk: Desk) -> None:
+    """There is nothing to be written any more."""
+    if desk.state.change_seen_at is not None:
+        desk.save(change_seen_at=None, change_moved_at=None, change_inputs="")
 
 
 def put_gateway(action: Action, compiled: Compiled, observation: Observation, place: Place) -> Step:
@@ -195,6 +259,53 @@ def _is_given(key: str, patterns: tuple[str, ...]) -> bool:
     return any(
         lower.startswith(pattern[:-1]) if pattern.endswith("*") else lower == pattern for pattern in patterns
     )
+
+
+# What users see
+
+
+def tell(compiled: Compiled, observation: Observation, place: Place, now: datetime) -> list[Outcome]:
+    """Events on the objects concerned, and an outcome for each object that is newly left out."""
+    desk = place.desk
+    findings = [
+        Finding(owner=one.owner, reason=one.reason, message=one.message) for one in compiled.quarantined
+    ]
+    left_out = frozenset(status.digest_of_finding(one) for one in findings)
+    findings += compiled.warnings
+    said = {status.digest_of_finding(one): one for one in findings}
+    new = [one for digest, one in said.items() if digest not in desk.state.told]
+    outcomes = [
+        quarantined(one.owner, one.message, one.reason)
+        for one in new
+        if status.digest_of_finding(one) in left_out
+    ]
+    problems = status.tell_findings(place.kube, new, observation.kubernetes.ingresses, now)
+    if frozenset(said) != frozenset(desk.state.told):
+        desk.save(told=tuple(sorted(said)))
+    return outcomes + [_not_told(place, problem) for problem in problems]
+
+
+def quarantined(owner: str, message: str, reason: str) -> Outcome:
+    """The outcome, and so the event, of leaving an object out."""
+    action = Action(kind=ActionKind.UPDATE_INGRESS_STATUS, target=owner, reason=reason, message=message)
+    return Outcome(action=action, status=Status.SUCCEEDED, message=message, data={"event": "Quarantined"})
+
+
+def _not_told(place: Place, problem: str) -> Outcome:
+    action = Action(
+        kind=ActionKind.UPDATE_INGRESS_STATUS, target=place.cluster, reason="EventNotWritten", message=problem
+    )
+    return Outcome(action=action, status=Status.SKIPPED, message=problem)
+
+
+def update_status(action: Action, place: Place) -> Outcome:
+    """Write the address into an Ingress, or take it out again."""
+    namespace, _, name = action.target.partition("/")
+    wanted = action.parameters
+    done = status.publish_address(place.kube, namespace, name, wanted["uid"], wanted["loadBalancer"])
+    if not done:
+        return Outcome(action=action, status=Status.SKIPPED, message=f"Ingress {action.target} is gone")
+    return Outcome(action=action, status=Status.SUCCEEDED, message=action.message)
 
 
 def guarded(action: Action, work: Callable[[], Outcome]) -> Outcome:

@@ -1,10 +1,11 @@
-"""The operations every automation has: run a pass now, pause, resume."""
+"""The operations every automation has: run a pass now, approve, pause, resume."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from shared.errors import MessageError
 from shared.runtime import automation as automations
 from shared.runtime.claim import Pause
 from shared.work import one_pass
@@ -12,7 +13,7 @@ from shared.work import one_pass
 if TYPE_CHECKING:
     from shared.bootstrap import Clients
     from shared.model.plan import Outcome
-    from shared.operations.catalogue import AutomationParameters, PauseParameters
+    from shared.operations.catalogue import ApproveParameters, AutomationParameters, PauseParameters
     from shared.runtime.claim import Claim
     from shared.settings import Cluster
 
@@ -25,6 +26,20 @@ def reconcile(
     automations.require_configured(automation, cluster)
     one_pass(clients, automation, cluster, claim)
     return []
+
+
+def approve(
+    cluster: Cluster, parameters: ApproveParameters, clients: Clients, claim: Claim, now: datetime
+) -> list[Outcome]:
+    """Approve what waits: each automation's own `operations.approve` knows what that is."""
+    automation = automations.find(parameters.automation)
+    automations.require_configured(automation, cluster)
+    try:
+        own = automations.load(f"{automation.package}.operations:approve")
+    except AttributeError:
+        raise MessageError(f"nothing of {automation.name} ever waits for approval") from None
+    outcomes: list[Outcome] = own(cluster, parameters, clients, claim, now)
+    return outcomes
 
 
 def pause(
