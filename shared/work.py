@@ -31,6 +31,7 @@ from shared.record import record_paused, record_poisoned, record_settled
 from shared.runtime import automation as automations
 from shared.runtime.message import Nudge, Received, decode
 from shared.runtime.nudge import send_nudge
+from shared.trace import span
 
 if TYPE_CHECKING:
     from shared.bootstrap import Clients
@@ -56,7 +57,9 @@ def work_off(clients: Clients, name: str, message: Received) -> None:
         automation = automations.find(nudge.automation)
         cluster = clients.settings().cluster(nudge.cluster)
         automations.require_configured(automation, cluster)
-        result = answer(clients, automation, cluster, nudge, message.inserted_at)
+        parts = {"cluster": cluster.name, "automation": automation.name, "reason": nudge.reason}
+        with span(f"pass {automation.name}", parent=nudge.traceparent, **parts):
+            result = answer(clients, automation, cluster, nudge, message.inserted_at)
         log_event(
             log,
             "Nudge",

@@ -23,6 +23,7 @@ import msgspec
 from shared.clients.azure import TIMEOUTS, bearer_token_policy, is_loopback, translated
 from shared.errors import ApiError, MessageError, SettingsError
 from shared.model.resource_id import parse_resource_id
+from shared.trace import span
 
 if TYPE_CHECKING:
     from azure.core.credentials import TokenCredential
@@ -178,7 +179,8 @@ class Arm:
         return _progress(answer)
 
     def _begin(self, method: str, url: str, what: str, body: Document | bytes | None, if_match: str) -> Begun:
-        answer = self._send(method, url, what, body, {"If-Match": if_match} if if_match else {})
+        with span(what, method=method):
+            answer = self._send(method, url, what, body, {"If-Match": if_match} if if_match else {})
         status_url = answer.headers.get("azure-asyncoperation") or (
             answer.headers.get("location", "") if answer.status in (201, 202) else ""
         )

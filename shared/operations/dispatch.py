@@ -28,6 +28,7 @@ from shared.runtime import automation as automations
 from shared.runtime.message import Received, decode, event_id
 from shared.runtime.nudge import send
 from shared.runtime.operation import OperationMessage, OperationRecord, OperationState, same_request
+from shared.trace import span
 from shared.work import failures_kept, looking_again
 
 if TYPE_CHECKING:
@@ -110,7 +111,12 @@ def _attempt(clients: Clients, record: OperationRecord, message: OperationMessag
     if claim is None:
         _wait_for_claim(clients, record, message, automation.name)
         return
-    with looking_again(clients, automation, cluster, claim), claim:
+    parts = {"cluster": cluster.name, "automation": automation.name, "operation": record.id}
+    with (
+        span(f"operation {operation.name}", **parts),
+        looking_again(clients, automation, cluster, claim),
+        claim,
+    ):
         _run(clients, operation, parameters, cluster, claim, operation_id=record.id, is_last=is_last)
 
 

@@ -41,12 +41,14 @@ class Nudge(
     """Look at this cluster again. `reason` is for the log.
 
     `after` stands in follow-ups we send ourselves: any pass with a greater number has answered it.
+    `traceparent` (W3C) ties what it causes to what caused it.
     """
 
     cluster: ClusterName
     automation: AutomationName
     reason: Annotated[str, msgspec.Meta(max_length=200)] = ""
     after: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    traceparent: Annotated[str, msgspec.Meta(pattern=r"^(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?$")] = ""
 
     def encode(self) -> str:
         """The message text."""

@@ -6,10 +6,13 @@ import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from shared.errors import NotFoundError
 from shared.log import log_event
 from shared.runtime import automation as automations
 from shared.runtime.message import Nudge
+from shared.trace import traceparent
 
 if TYPE_CHECKING:
     from shared.bootstrap import Clients
@@ -19,7 +22,8 @@ log = logging.getLogger(__name__)
 
 def send_nudge(clients: Clients, nudge: Nudge, delay: timedelta = timedelta(0)) -> None:
     """Put a nudge on its automation's queue, which is created by whoever misses it first."""
-    send(clients, nudge.automation, nudge.encode(), delay)
+    traced = msgspec.structs.replace(nudge, traceparent=nudge.traceparent or traceparent())
+    send(clients, nudge.automation, traced.encode(), delay)
 
 
 def send(clients: Clients, queue_name: str, text: str, delay: timedelta = timedelta(0)) -> None:
