@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import msgspec
+
 from shared.model.backup import BackupRecord, Kind, VerdictState
 from shared.runtime.journal import Entry, Summary
 from shared.runtime.operation import OperationRecord, OperationState
@@ -43,7 +45,13 @@ def scaled(hours_ago: int, pool: str, size: int) -> Entry:
         action="ScaleUp",
         target=pool,
         reason="PodsPending",
-        data={"pool": pool, "size": size},
+        data={"pool": f"/subscriptions/s/{pool}", "to": size, "event": "ScaledUp"},
+    )
+
+
+def removed(hours_ago: int, pool: str) -> Entry:
+    return msgspec.structs.replace(
+        scaled(hours_ago, pool, 0), action="ScaleDown", data={"pool": f"/subscriptions/s/{pool}"}
     )
 
 
@@ -77,7 +85,7 @@ def row(automation: str, state: str = "idle", *left: str) -> Row:
 
 
 def fleet() -> PageDocument:
-    journal = [scaled(30, "agents", 3), scaled(20, "agents", 7), scaled(8, "gpu", 1), scaled(2, "agents", 4)]
+    journal = [scaled(30, "agents", 3), scaled(20, "agents", 7), scaled(8, "gpu", 1), removed(2, "agents")]
     prod = ClusterStatus(
         name="prod",
         automations=(

@@ -147,8 +147,11 @@ def pool_lines(entries: Iterable[Entry], now: datetime) -> list[Line]:
     """
     points: dict[str, list[Point]] = {}
     for entry in sorted(entries, key=lambda entry: entry.at):
-        for pool, size in _sizes(entry):
-            points.setdefault(pool, []).append(Point(entry.at, size))
+        line = points.setdefault(str(entry.data.get("pool", "")).rpartition("/")[2], [])
+        size = _size_after(entry, line[-1].size if line else None)
+        if size is not None:
+            line.append(Point(entry.at, size))
+    points = {pool: line for pool, line in points.items() if line}
     if not points:
         return []
     times = [point.at for line in points.values() for point in line]
@@ -159,10 +162,15 @@ def pool_lines(entries: Iterable[Entry], now: datetime) -> list[Line]:
     ]
 
 
-def _sizes(entry: Entry) -> Iterator[tuple[str, int]]:
-    size = entry.data.get("size")
-    if entry.automation == "autoscaling" and entry.status == "Succeeded" and isinstance(size, int):
-        yield str(entry.data.get("pool") or entry.target), size
+def _size_after(entry: Entry, before: int | None) -> int | None:
+    """A pool's size after what an outcome of autoscaling says was done; None when it says nothing of it."""
+    if entry.automation != "autoscaling" or entry.status != "Succeeded":
+        return None
+    event, to = entry.data.get("event", ""), entry.data.get("to")
+    if event == "ScaledUp" and isinstance(to, int):
+        return to
+    is_gone = entry.action in ("ScaleDown", "DeleteInstance") and not event
+    return before - 1 if is_gone and before else None
 
 
 def _path(line: Sequence[Point], span: tuple[datetime, datetime], top: int) -> Iterator[str]:

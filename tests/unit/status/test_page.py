@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 
-from status_builders import NASTY, NOW, backup, fleet, scaled
+from status_builders import NASTY, NOW, backup, fleet, removed, scaled
 
 from shared.model.backup import VerdictState
 from shared.status.collect import PageDocument
@@ -65,8 +65,13 @@ def test_the_calendar_shows_the_worst_of_each_day() -> None:
 
 def test_a_pools_line_is_a_staircase_that_holds_until_the_next_change() -> None:
     (line,) = pool_lines([scaled(1, "agents", 4), scaled(2, "agents", 2)], NOW)
-    assert [point.size for point in line.points] == [2, 4]
+    assert (line.pool, [point.size for point in line.points]) == ("agents", [2, 4])
     assert line.path == "0,65 320,65 320,10 640,10"
+
+
+def test_each_node_that_went_makes_a_pool_one_smaller_once_its_size_is_known() -> None:
+    (line,) = pool_lines([removed(4, "a"), scaled(3, "a", 2), removed(2, "a"), removed(1, "a")], NOW)
+    assert [point.size for point in line.points] == [2, 1, 0]
 
 
 def test_ages_are_told_in_their_largest_unit() -> None:
