@@ -197,6 +197,7 @@ class WholeWorld:
         else:
             stand_in = self._cleanup.enter_context(StandInCluster(clock=Clock(), boot_delay=boot))
             stand_in.run_metrics()
+            stand_in.add_storage_class()
             cluster = stand_in
         self.cluster = cluster
         cluster.enrol(cluster.arm.add_cluster("local", system=1, agents=self._options.nodes))

@@ -19,6 +19,7 @@ import asyncio
 import base64
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -30,7 +31,7 @@ from typing import Self
 import msgspec
 import uvicorn
 
-from sandbox.asgi import Fault, QuickServer, Recorded
+from sandbox.asgi import Fault, QuickServer, Recorded, on
 from sandbox.certificates import Authority
 from sandbox.clock import Clock
 from sandbox.controlplane import kubeconfig_document
@@ -208,6 +209,17 @@ class LocalKubernetes:
     def faults(self) -> list[Fault]:
         """What is still to go wrong."""
         return self.api.faults
+
+    def forbid(self, method: str = "*", path: str = "") -> Fault:
+        """Refuse matching requests (see `sandbox.asgi.on`) as RBAC does, whoever asks, until `times` of the
+        fault that is returned is set to 0.
+        """
+        message = f'requests like "{method} {path}" are forbidden: User cannot do this here'
+        status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
+        body = {**status, "message": message, "reason": "Forbidden", "details": {}, "code": 403}
+        fault = Fault(on(method, path), 403, body, times=sys.maxsize)
+        self.faults.append(fault)
+        return fault
 
     # Behind its back
 

@@ -156,10 +156,7 @@ class Kubelets:
             node = self._objects.get(kinds.NODES, name)
             if node is None:
                 return
-            now = self._objects.now()
-            fresh = {condition["type"]: condition for condition in node_conditions(now)}
-            others = [c for c in node["status"].get("conditions") or () if c["type"] not in fresh]
-            self._objects.change_status(kinds.NODES, node, conditions=[*fresh.values(), *others])
+            self._say_ready(node)
             self._report_volumes(kubelet)
             for pod in self._objects.pods_on(name):
                 self._handle(kubelet, pod)
@@ -184,8 +181,17 @@ class Kubelets:
 
     def _send_heartbeats(self) -> None:
         for kubelet in self._nodes.values():
-            if not kubelet.is_silent:
-                self._renew(kubelet)
+            if kubelet.is_silent:
+                continue
+            self._renew(kubelet)
+            node = self._objects.get(kinds.NODES, kubelet.name)
+            if node is not None and not is_true(node, "Ready"):  # somebody else has said so
+                self._say_ready(node)
+
+    def _say_ready(self, node: Document) -> None:
+        fresh = {condition["type"]: condition for condition in node_conditions(self._objects.now())}
+        others = [c for c in node["status"].get("conditions") or () if c["type"] not in fresh]
+        self._objects.change_status(kinds.NODES, node, conditions=[*fresh.values(), *others])
 
     def _renew(self, kubelet: _Kubelet) -> None:
         renewed = self._objects.now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")

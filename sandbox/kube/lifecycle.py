@@ -104,6 +104,8 @@ class NodeLifecycle:
     def _monitor(self) -> None:
         now = self._objects.now()
         for node in self._objects.all(kinds.NODES):
+            # It may have been heard at this very moment, just before.
+            self._listen(node["metadata"]["name"], node)
             heard = self._heard.setdefault(node["metadata"]["name"], now)
             is_new = rules.condition(node, "Ready") is None
             if now - heard > (STARTUP_GRACE_PERIOD if is_new else self._grace):

@@ -94,6 +94,17 @@ def test_pages_of_a_forgotten_moment_are_gone(kubernetes: LocalKubernetes, clien
     assert (refused.value.status, refused.value.reason) == (410, "Expired")
 
 
+def test_a_role_can_be_taken_away_and_given_back(kubernetes: LocalKubernetes, client: KubeClient) -> None:
+    refusal = kubernetes.forbid("write", "/nodes")
+    assert client.get(NODES)["items"] == []
+    for _ in range(2):
+        with pytest.raises(KubeError) as refused:
+            client.create(NODES, {"metadata": {"name": "a"}})
+        assert (refused.value.status, refused.value.reason) == (403, "Forbidden")
+    refusal.times = 0
+    client.create(NODES, {"metadata": {"name": "a"}})
+
+
 def test_a_quiet_watch_is_told_how_far_it_is(
     kubernetes: LocalKubernetes, client: KubeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -169,10 +169,14 @@ def test_a_node_takes_only_so_many_volumes(target: Target, namespace: str, uniqu
         )
         path = f"{PODS.format(namespace)}/{name}"
         eventually(lambda path=path: target.client.get(path)["status"].get("conditions"))
-    said = eventually(
-        lambda: target.client.get(f"{PODS.format(namespace)}/b")["status"]["conditions"][0].get("message")
-    )
-    assert "1 node(s) exceed max volume count" in said
+    waiting = f"{PODS.format(namespace)}/b"
+
+    def said() -> str:
+        conditions = target.client.get(waiting)["status"].get("conditions") or [{}]
+        return conditions[0].get("message", "")
+
+    # First of all, it waits for its claim to be bound.
+    eventually(lambda: "1 node(s) exceed max volume count" in said())
     assert target.client.get(f"{PODS.format(namespace)}/a")["spec"]["nodeName"] == node
 
 
