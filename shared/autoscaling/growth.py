@@ -228,7 +228,8 @@ def _progress(work: Work, url: str) -> Progress:
 def _ended(work: Work, growth: Growth, failed: list[Progress]) -> Outcome:
     others = [one for one in failed if one.code.lower() not in SUPERSEDED]
     work.pools_changed()
-    _sweep(work, growth)
+    if failed or len(growth.status_urls) < len(growth.announced) // 2:
+        _sweep(work, growth)
     if failed and not others:
         return _finish(work, growth, "a later change of the pool took over from it")
     if not failed:

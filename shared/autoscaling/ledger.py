@@ -102,11 +102,15 @@ class Removal(_Entry):
 
 
 class Cleanup(_Entry):
-    """A resource that a deleted machine has left behind."""
+    """A resource that a deleted machine has left behind.
+
+    `is_sure`: the machine is known to be gone; otherwise it may be there after all, and need the resource.
+    """
 
     id: str
     machine: str
     at: datetime
+    is_sure: bool = False
     asked_at: datetime | None = None
     attempts: int = 0
     message: str = ""

@@ -44,6 +44,8 @@ DELETE_PATIENCE = timedelta(minutes=30)
 CLEAN_AGAIN = timedelta(seconds=20)
 CLEAN_SLOWLY = timedelta(minutes=10)
 QUICK_ATTEMPTS = 10
+BELIEVED_AFTER = timedelta(minutes=10)
+"""Reads of Azure may lag: that a machine is there after all is believed when it still is after so long."""
 
 
 # Beginning
@@ -214,7 +216,7 @@ def _delete_drained(work: Work, pool: str) -> list[Outcome]:
 
 def _delete(work: Work, driver: Driver, pool: str, ready: list[Removal]) -> list[Outcome]:
     machines = {one.id: one for one in driver.machines(work.arm, pool)}
-    outcomes = [_done(work, one, "it was gone already") for one in ready if one.machine not in machines]
+    outcomes = _gone_already(work, [one for one in ready if one.machine not in machines])
     there = [one for one in ready if one.machine in machines]
     allowed = _above_floor(there, machines)
     outcomes += [
@@ -239,6 +241,25 @@ def _delete(work: Work, driver: Driver, pool: str, ready: list[Removal]) -> list
     work.save()
     work.look_again(poll_due(work.now, None, work.now))
     return outcomes
+
+
+def _gone_already(work: Work, missing: list[Removal]) -> list[Outcome]:
+    """Azure does not list these machines. While a kubelet says otherwise, Azure's list is not believed."""
+    outcomes: list[Outcome] = []
+    for removal in missing:
+        if removal.node and _is_ready(work.kube.find(path_of(removal.node))):
+            removal.message = "Azure does not list its machine, and its kubelet is well"
+            work.look_again(BUSY_WAIT)
+            if work.now >= removal.deadline:
+                outcomes.append(_give_up(work, removal, removal.message))
+            continue
+        outcomes.append(_done(work, removal, "it was gone already"))
+    return outcomes
+
+
+def _is_ready(node: Mapping[str, Any] | None) -> bool:
+    conditions = ((node or {}).get("status") or {}).get("conditions") or ()
+    return any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)
 
 
 def _above_floor(there: list[Removal], machines: Mapping[str, Machine]) -> list[Removal]:
@@ -324,7 +345,7 @@ def _look_for(work: Work, unknown: list[Removal]) -> list[Outcome]:
     first = unknown[0]
     driver = work.driver(first.kind, first.pool, first.name)
     machines = {one.id: one for one in driver.machines(work.arm, first.pool)}
-    outcomes = [_done(work, one, "drained and deleted") for one in unknown if one.machine not in machines]
+    outcomes = _gone_already(work, [one for one in unknown if one.machine not in machines])
     for removal in unknown:
         machine = machines.get(removal.machine)
         if machine is None:
@@ -340,6 +361,8 @@ def _look_for(work: Work, unknown: list[Removal]) -> list[Outcome]:
 def _done(work: Work, removal: Removal, how: str) -> Outcome:
     """The machine is gone: so is its Node, whoever deletes it first."""
     work.ledger.draining.pop(removal.key, None)
+    for entry in work.ledger.cleanups.values():
+        entry.is_sure = entry.is_sure or entry.machine == removal.machine
     work.pools_changed()
     if removal.node:
         _delete_node(work, removal)
@@ -385,9 +408,14 @@ def follow_cleanups(work: Work) -> list[Outcome]:
 
 def _clean(work: Work, key: str, entry: Cleanup) -> list[Outcome]:
     entry.asked_at, entry.attempts = work.now, entry.attempts + 1
-    if entry.attempts == 1 and _exists(work, entry.machine):
-        del work.ledger.cleanups[key]  # the machine is there after all, and needs it
+    if not entry.is_sure and _exists(work, entry.machine):
+        if work.now - entry.at > BELIEVED_AFTER:
+            del work.ledger.cleanups[key]  # the machine needs it
+        else:
+            entry.attempts = QUICK_ATTEMPTS
+            work.look_again(CLEAN_SLOWLY)
         return []
+    entry.message = ""
     try:
         begun = work.arm.delete(entry.id)
     except NotFoundError:
