@@ -49,6 +49,8 @@ class Ages(msgspec.Struct, frozen=True, kw_only=True):
 
 
 QUIET = Ages()
+PATIENT = Ages(pools=timedelta(minutes=5), machines=QUIET_MACHINES, usages=timedelta(minutes=15))
+"""Pods wait that were planned for before, and nothing is under way."""
 BUSY = Ages(pools=BUSY_POOLS, machines=BUSY_MACHINES, usages=USAGES)
 NOW = Ages(pools=timedelta(0), machines=timedelta(0), usages=timedelta(0))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from shared.autoscaling.act import act
-from shared.autoscaling.azure import BUSY, NOW, QUIET, Ages, forget_old
+from shared.autoscaling.azure import BUSY, NOW, PATIENT, QUIET, Ages, forget_old
 from shared.autoscaling.decide import decide, memory_of
 from shared.autoscaling.facts import Pool, read_facts
 from shared.autoscaling.growth import follow_growths
@@ -118,7 +118,12 @@ def _removal_period(policy: AutoscalingPolicy) -> timedelta:
 
 
 def _ages(work: Work, waiting: frozenset[str]) -> Ages:
-    return BUSY if waiting or work.ledger.growths or work.ledger.draining else QUIET
+    """Sizes of pools are read anew for somebody new, and while something is under way."""
+    if work.ledger.growths or work.ledger.draining or not work.state.get(LOOKED_AT):
+        return BUSY
+    if not waiting:
+        return QUIET
+    return PATIENT if _digest(waiting) == work.state.get(LOOKED_FOR) else BUSY
 
 
 def _note_look(work: Work, waiting: frozenset[str]) -> None:
