@@ -37,6 +37,7 @@ INGRESSES = kinds.named("ingresses", "networking.k8s.io")
 CLASSES = kinds.named("ingressclasses", "networking.k8s.io")
 SLICES = kinds.named("endpointslices", "discovery.k8s.io")
 SERVICES, SECRETS = kinds.named("services"), kinds.named("secrets")
+MAX_DEQUEUE_COUNT = 5
 Document = dict[str, Any]
 
 
@@ -146,7 +147,10 @@ class IngressWorld:
         self.published: list[Any] = []
         self.violations: list[str] = []
         self.puts: list[Put] = []
+        self.at_end: list[Callable[[], object]] = []
         self.failures: list[str] = []
+        self.poisoned: list[str] = []
+        self.died = False
         self.gateway = self.arm.add_gateway("gw", tags={})
         self.arm.core.operation_seconds = seconds
         self.arm.core.polling_seconds = 10
@@ -167,6 +171,12 @@ class IngressWorld:
         )
         return {"KUBEKEEPER_CONFIG": str(path)}
 
+    def close(self) -> None:
+        """Undo what a test has done to the servers."""
+        for undo in reversed(self.at_end):
+            undo()
+        self.at_end.clear()
+
     # Running
 
     def process(self, dies_at: int | None = None) -> WorldClients:
@@ -177,8 +187,12 @@ class IngressWorld:
         """As an event of the cluster or the timer would."""
         send_nudge(self.process(), Nudge(cluster=CLUSTER, automation=AUTOMATION, reason=reason))
 
+    def operate(self, operation: str, **parameters: Any) -> str:
+        """As `keeper run` would; returns the operation's id."""
+        return dispatch.submit(self.process(), operation, CLUSTER, parameters)
+
     def deliver(self, dies_at: int | None = None) -> int:
-        """Work off what is visible now; a message that fails comes again. Returns how many were handled."""
+        """Work off what is visible now, returning how many messages; one that fails comes again in 30 s."""
         done = 0
         for queue in (AUTOMATION, dispatch.QUEUE):
             source = MemoryQueue(self.account, queue, lambda _: None)
@@ -191,8 +205,9 @@ class IngressWorld:
                 )
                 if self._handle(queue, received, dies_at):
                     source.delete(message)
-                else:
-                    source.put_back(message)
+                elif message.dequeue_count >= MAX_DEQUEUE_COUNT:
+                    source.delete(message)
+                    self.poisoned.append(self.failures[-1] if self.failures else message.text)
                 done += 1
         return done
 
@@ -204,8 +219,8 @@ class IngressWorld:
             else:
                 work.work_off(clients, queue, received)
         except Crash:
-            self.advance(31)  # until its lease has ended
-            return False
+            self.died = True
+            return False  # the lease lives on for 30 s, and the message comes again
         except AutomationError as error:
             self.failures.append(str(error))
             return False
@@ -367,6 +382,26 @@ def _bare(part: Document) -> Document:
         if name not in ("requestRoutingRules", "urlPathMaps") or "redirectType" not in part["properties"]
     }
     return {"name": part["name"], "properties": {k: v for k, v in inside.items() if k != "provisioningState"}}
+
+
+def hosts(document: Document) -> set[str]:
+    """Host names that our listeners of a document take."""
+    found: set[str] = set()
+    for listener in document["properties"]["httpListeners"]:
+        inside = listener["properties"]
+        if is_own(listener["name"]):
+            found |= set(inside.get("hostNames") or [inside.get("hostName", "")])
+    return found
+
+
+def targets(document: Document) -> set[str]:
+    """Addresses behind our pools."""
+    return {
+        to["ipAddress"]
+        for pool in document["properties"]["backendAddressPools"]
+        for to in pool["properties"].get("backendAddresses") or []
+        if is_own(pool["name"])
+    }
 
 
 class Servers:

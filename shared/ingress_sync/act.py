@@ -267,8 +267,12 @@ def _is_given(key: str, patterns: tuple[str, ...]) -> bool:
 def tell(compiled: Compiled, observation: Observation, place: Place, now: datetime) -> list[Outcome]:
     """Events on the objects concerned, and an outcome for each object that is newly left out."""
     desk = place.desk
+    search = desk.state.bisection
+    suspects = {owner for group in search.groups for owner in group} if search else set()
     findings = [
-        Finding(owner=one.owner, reason=one.reason, message=one.message) for one in compiled.quarantined
+        Finding(owner=one.owner, reason=one.reason, message=one.message)
+        for one in compiled.quarantined
+        if one.owner not in suspects  # held back for a write or two, and most of them innocent
     ]
     left_out = frozenset(status.digest_of_finding(one) for one in findings)
     findings += compiled.warnings

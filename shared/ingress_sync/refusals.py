@@ -4,8 +4,10 @@ Pure. A refusal that names a part by its id is that of the object the part was m
 nobody, or a part of several objects, is searched for by halves: of all objects whose routes the refused
 document had changed, half are written and the rest held back as they were last good; what is accepted is
 cleared, what is refused is halved again, and a single object that is refused is guilty. With n objects and k
-guilty ones that takes about 2 k log2(n) writes, each of which leaves the others served. Called by
-`reconcile`.
+guilty ones that takes about 2 k log2(n) writes, each of which leaves the others served.
+
+An operation that fails late and names nobody is more likely Azure's own trouble: it is tried again, later and
+later, before anybody is suspected. Called by `reconcile`.
 """
 
 from __future__ import annotations
@@ -19,11 +21,14 @@ import msgspec
 from shared.ingress_sync.policy import IngressSyncPolicy
 from shared.ingress_sync.state import Bisection, Refused, State
 from shared.ingress_sync.write import Refusal, backoff
+from shared.model.duration import parse_duration
 from shared.model.gateway import part_key
 
 REASON = "RefusedByAzure"
 TRY_AGAIN = timedelta(hours=6)
-"""What was refused at once may be tried again after so long: limits and policies change."""
+"""What was refused may be tried again after so long: limits, policies and vaults change."""
+LATE_TRIES = 3
+"""So often a document may fail late, without a name, before somebody is to blame."""
 
 _PART = re.compile(r"/applicationGateways/[^/\s]+/(?P<collection>\w+)/(?P<name>[^/\s'\"),;]+)", re.IGNORECASE)
 
@@ -58,12 +63,14 @@ def settle(
     if state.bisection is not None and state.bisection.groups:
         group = state.bisection.groups[0]
         suspects = tuple(owner for owner in group if owner in suspects) or group
+    is_trouble = refusal.is_late and not suspects and state.failures + 1 < LATE_TRIES
     suspects = suspects or refusal.owners
-    if not suspects:
+    if is_trouble or not suspects:
         failures = state.failures + 1
         return msgspec.structs.replace(state, failures=failures, retry_at=now + backoff(policy, failures))
     if len(suspects) == 1:
-        return _guilty(state, suspects[0], refusal, digests, now)
+        again = parse_duration(policy.longest_retry) if refusal.is_late else TRY_AGAIN
+        return _guilty(state, suspects[0], refusal, digests, now=now, again=again)
     return msgspec.structs.replace(state, bisection=_halved(state.bisection, suspects, refusal))
 
 
@@ -79,13 +86,21 @@ def accepted(state: State) -> State:
     return msgspec.structs.replace(state, bisection=left if rest else None)
 
 
-def _guilty(state: State, owner: str, refusal: Refusal, digests: Mapping[str, str], now: datetime) -> State:
+def _guilty(
+    state: State,
+    owner: str,
+    refusal: Refusal,
+    digests: Mapping[str, str],
+    *,
+    now: datetime,
+    again: timedelta,
+) -> State:
     refused = Refused(
         reason=REASON,
         message=_sentence(refusal),
         digest=digests.get(owner, ""),
         since=now,
-        retry_at=None if refusal.is_late else now + TRY_AGAIN,
+        retry_at=now + again,
     )
     search = state.bisection
     if search is not None:

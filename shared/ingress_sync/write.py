@@ -66,6 +66,8 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     """Objects whose routes the document had changed."""
     is_late: bool = False
     """At the end of the operation: the gateway may be in state Failed."""
+    is_rollback: bool = False
+    """What was refused was the last good document itself."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,6 +173,8 @@ def _follow(desk: Desk, put: PutInFlight) -> Step:
         return _waiting(desk, put, timedelta(seconds=progress.retry_after_seconds))
     if progress.state == "Succeeded":
         return _finished(desk, put)
+    if progress.state == "Canceled" or progress.code.lower() in SUPERSEDED:
+        return _superseded(desk, put)
     return _ended_badly(desk, put, progress.code, progress.message)
 
 
@@ -189,19 +193,21 @@ def _finished(desk: Desk, put: PutInFlight) -> Step:
     found, missing = read_back(answer.document, desk.state.parts, put.parts)
     if missing:
         return _overwritten(desk, found, missing)
-    good = keep_document(desk, answer.document, found, put)
+    message = f"the gateway serves {len(found)} parts of ours"
+    if put.is_rollback:  # what failed before it is still to be tried again, and waits for that
+        desk.save(put=None, parts=found, routes=put.routes, last_put_at=put.announced_at)
+        return Step(message=f"back to the last good document: {message}", event="RolledBack")
     desk.save(
         put=None,
         parts=found,
         routes=put.routes,
-        last_good=good,
+        last_good=keep_document(desk, answer.document, found, put),
         last_put_at=put.announced_at,
         failures=0,
         retry_at=None,
         approved="",
     )
-    verb = "RolledBack" if put.is_rollback else "GatewayPut"
-    return Step(message=f"the gateway serves {len(found)} parts of ours", event=verb)
+    return Step(message=message, event="GatewayPut")
 
 
 def _overwritten(desk: Desk, found: dict[str, PartRecord], missing: list[str]) -> Step:
@@ -219,13 +225,17 @@ def backoff(policy: IngressSyncPolicy, failures: int) -> timedelta:
     return min(parse_duration(policy.longest_retry), doubled)
 
 
+def _superseded(desk: Desk, put: PutInFlight) -> Step:
+    """Who superseded us read the gateway before or after our write; either way the next look tells."""
+    desk.save(put=None, parts=both_records(desk.state.parts, put.parts))
+    said = "another writer's operation took its place; read and compiled again"
+    return Step(message=said, event="WriteSuperseded", again=AFTER_CONFLICT)
+
+
 def _ended_badly(desk: Desk, put: PutInFlight, code: str, message: str) -> Step:
-    if code.lower() in SUPERSEDED:
-        # Who superseded us read the gateway before or after our write; either way the next look tells.
-        desk.save(put=None, parts=both_records(desk.state.parts, put.parts))
-        said = "another writer's operation took its place; read and compiled again"
-        return Step(message=said, event="WriteSuperseded", again=AFTER_CONFLICT)
-    refusal = Refusal(code=code, message=message, owners=put.owners, is_late=True)
+    refusal = Refusal(
+        code=code, message=message, owners=put.owners, is_late=True, is_rollback=put.is_rollback
+    )
     desk.save(put=None, parts=both_records(desk.state.parts, put.parts))
     said = f"Azure ended the write with {code or 'no reason'}: {message or 'nothing more is said'}"
     return Step(message=said, event="WriteFailed", refusal=refusal)
