@@ -180,11 +180,17 @@ class EndpointSlice(KubeStruct, frozen=True):
     ports: tuple[EndpointPort, ...] | None = ()
 
 
+class HttpHeader(KubeStruct, frozen=True):
+    name: str = ""
+    value: str = ""
+
+
 class HttpGet(KubeStruct, frozen=True):
     port: int | str = 0
     path: str = ""
     host: str = ""
     scheme: str = "HTTP"
+    http_headers: tuple[HttpHeader, ...] | None = ()
 
 
 class ContainerProbe(KubeStruct, frozen=True):
