@@ -14,13 +14,13 @@ import msgspec
 
 from shared.autoscaling.azure import NOW
 from shared.autoscaling.facts import Pool
-from shared.autoscaling.growth import Wish, begin_growth, follow_growths
+from shared.autoscaling.growth import Declined, Wish, begin_growth, follow_growths
 from shared.autoscaling.observation import Observation
 from shared.autoscaling.observe import is_node_of, machine_of, observe, place_of
 from shared.autoscaling.reconcile import follow_up, look_and_act, pools_of
 from shared.autoscaling.removal import begin_removal, follow_removals, new_removal
 from shared.autoscaling.work import Work, begin_work
-from shared.errors import NotFoundError, NotYetError
+from shared.errors import NotYetError
 from shared.model.duration import parse_duration
 from shared.model.node import Node
 from shared.model.plan import Action, ActionKind, Outcome, Status
@@ -43,11 +43,13 @@ PATIENCE = timedelta(minutes=45)
 def scale(
     cluster: Cluster, parameters: ScaleParameters, clients: Clients, claim: Claim, now: datetime
 ) -> list[Outcome]:
-    """Wish for a size, or end the wish, and see to it at once; NotFoundError for an unknown pool."""
+    """Wish for a size, or end the wish, and see to it at once."""
     work = begin_work(place_of(cluster, clients, now), claim)
-    pool = _pool_named(parameters.pool, work, observe(work.place, work.state, NOW))
-    if problem := _objection(pool, parameters.count):
-        return [_outcome(ActionKind.SCALE_UP, pool.name, problem, failed=True)]
+    try:
+        pool = _pool_named(parameters.pool, work, observe(work.place, work.state, NOW))
+        _check(pool, parameters.count)
+    except Declined as declined:
+        return [_outcome(ActionKind.SCALE_UP, parameters.pool, str(declined), failed=True)]
     manual: dict[str, Any] = {n: w for n, w in (work.state.get(MANUAL) or {}).items() if n != pool.name}
     if parameters.count is not None:
         manual[pool.name] = {"size": parameters.count, **_until(parameters, now)}
@@ -58,12 +60,13 @@ def scale(
     return [_wished(pool, parameters), *outcomes]
 
 
-def _objection(pool: Pool, count: int | None) -> str:
+def _check(pool: Pool, count: int | None) -> None:
     if pool.hands_off:
-        return f"{pool.name}: {pool.hands_off}"
+        raise Declined(f"{pool.name}: {pool.hands_off}")
     if count is not None and not pool.min <= count <= pool.max:
-        return f"{pool.name} may have {pool.min} to {pool.max} nodes, not {count}; change its limits first"
-    return ""
+        raise Declined(
+            f"{pool.name} may have {pool.min} to {pool.max} nodes, not {count}; change its limits first"
+        )
 
 
 def _until(parameters: ScaleParameters, now: datetime) -> dict[str, str]:
@@ -98,12 +101,16 @@ def replace_node(
     follow_growths(work)
     follow_removals(work)
     known = (work.state.get(REPLACING) or {}).get(claim.run_id)
-    if known is None:
-        _begin(work, claim, parameters.node)
-    elif known["phase"] == "adding":
-        _when_added(work, claim, known)
-    else:
-        return _when_gone(work, claim, known)
+    try:
+        if known is None:
+            _begin(work, claim, parameters.node)
+        elif known["phase"] == "adding":
+            _when_added(work, claim, known)
+        else:
+            return _when_gone(work, claim, known)
+    except Declined as declined:
+        _forget(work, claim)
+        return [_outcome(ActionKind.REPLACE_NODE, parameters.node, str(declined), failed=True)]
     raise NotYetError(f"replacing {parameters.node}: {_note_of(work, claim)}", seconds=LOOK_SECONDS)
 
 
@@ -112,7 +119,7 @@ def _begin(work: Work, claim: Claim, name: str) -> None:
     node = _node_named(name, observation)
     pool = next((p for p in pools_of(observation, work.place.policy).values() if is_node_of(p, node)), None)
     if pool is None:
-        raise NotFoundError(f"node '{name}' belongs to no pool that is autoscaled here")
+        raise Declined(f"node '{name}' belongs to no pool that is autoscaled here")
     ready = _ready_nodes(observation, pool)
     known = {"node": name, "uid": node.uid, "pool": pool.id, "at": f"{work.now:%Y-%m-%dT%H:%M:%SZ}"}
     known |= {"machine": machine_of(node.provider_id), "wanted": len(ready) + 1}
@@ -132,8 +139,7 @@ def _begin(work: Work, claim: Claim, name: str) -> None:
     wish = Wish(action=action, pool=pool, was=pool.capacity, to=pool.capacity + 1, seen=len(ready))
     begun = begin_growth(work, wish)
     if begun.status is Status.FAILED:
-        _forget(work, claim)
-        raise NotFoundError(f"{name} is not replaced: {begun.message}")
+        raise Declined(f"{name} is not replaced: {begun.message}")
 
 
 def _when_added(work: Work, claim: Claim, known: dict[str, Any]) -> None:
@@ -141,7 +147,7 @@ def _when_added(work: Work, claim: Claim, known: dict[str, Any]) -> None:
     observation = observe(work.place, work.state, NOW)
     pool = pools_of(observation, work.place.policy).get(known["pool"])
     if pool is None:
-        raise NotFoundError(f"the pool of {known['node']} is gone")
+        raise Declined(f"the pool of {known['node']} is gone")
     node = next((n for n in observation.kubernetes.nodes if n.uid == known["uid"]), None)
     if node is None:
         _note(work, claim, known | {"phase": "removing"})
@@ -150,8 +156,7 @@ def _when_added(work: Work, claim: Claim, known: dict[str, Any]) -> None:
     if len(_ready_nodes(observation, pool)) < known["wanted"] and not late:
         return
     if late:
-        _forget(work, claim)
-        raise NotFoundError(f"{known['node']} is not replaced: no new node came in {PATIENCE}")
+        raise Declined(f"{known['node']} is not replaced: no new node came in {PATIENCE}")
     _note(work, claim, known | {"phase": "removing"})
     _remove(work, pool, node)
 
@@ -217,16 +222,14 @@ def _pool_named(name: str, work: Work, observation: Observation) -> Pool:
     found = next((pool for pool in pools.values() if pool.name.lower() == name.lower()), None)
     if found is None:
         names = ", ".join(sorted(pool.name for pool in pools.values())) or "none"
-        raise NotFoundError(
-            f"cluster '{observation.cluster}' has no autoscaled pool '{name}'; there are: {names}"
-        )
+        raise Declined(f"cluster '{observation.cluster}' has no autoscaled pool '{name}'; there are: {names}")
     return found
 
 
 def _node_named(name: str, observation: Observation) -> Node:
     found = next((node for node in observation.kubernetes.nodes if node.name == name), None)
     if found is None:
-        raise NotFoundError(f"there is no node '{name}' in the cluster; see: kubectl get nodes")
+        raise Declined(f"there is no node '{name}' in the cluster; see: kubectl get nodes")
     return found
 
 

@@ -8,11 +8,11 @@ whose drain was given up stays cordoned: an operator asked for it, and decides.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from shared.errors import NotFoundError, NotYetError
+from shared.errors import NotYetError
 from shared.model.duration import parse_duration
 from shared.model.plan import Action, ActionKind, Outcome, Status
 from shared.nodes.cordon import cordon as cordon_node
@@ -38,7 +38,10 @@ def cordon(
     cluster: Cluster, parameters: NodeParameters, clients: Clients, _claim: Claim, _now: datetime
 ) -> list[Outcome]:
     """Mark the node unschedulable; its pods stay."""
-    changed = cordon_node(clients.kube(cluster), parameters.node, by=BY)
+    kube = clients.kube(cluster)
+    if missing := _missing(kube, ActionKind.CORDON, parameters.node):
+        return missing
+    changed = cordon_node(kube, parameters.node, by=BY)
     message = f"{parameters.node} is cordoned" + ("" if changed else "; it was before")
     return [_outcome(ActionKind.CORDON, parameters.node, message)]
 
@@ -48,7 +51,8 @@ def uncordon(
 ) -> list[Outcome]:
     """Mark the node schedulable, whoever cordoned it; a removal that is under way notices and gives up."""
     kube = clients.kube(cluster)
-    _require(kube, parameters.node)
+    if missing := _missing(kube, ActionKind.UNCORDON, parameters.node):
+        return missing
     changed = uncordon_node(kube, parameters.node, taint_key="kubekeeper.io/to-be-deleted")
     message = f"{parameters.node} is uncordoned" + ("" if changed else "; it was not cordoned")
     return [_outcome(ActionKind.UNCORDON, parameters.node, message)]
@@ -59,7 +63,8 @@ def drain(
 ) -> list[Outcome]:
     """Cordon, then evict as budgets allow, step by step; failed for good when the time is over."""
     kube = clients.kube(cluster)
-    _require(kube, parameters.node)
+    if missing := _missing(kube, ActionKind.DRAIN, parameters.node):
+        return missing
     started = _started(claim, now)
     cordon_node(kube, parameters.node, by=BY)
     step = drain_step(kube, parameters.node, longest_grace_seconds=parameters.grace_seconds)
@@ -96,11 +101,12 @@ def _forget(claim: Claim) -> None:
     claim.save(kept | ({STARTED: known} if known else {}))
 
 
-def _require(kube: KubeClient, name: str) -> dict[str, Any]:
-    node = kube.find(path_of(name))
-    if node is None:
-        raise NotFoundError(f"there is no node '{name}' in the cluster; see: kubectl get nodes")
-    return node
+def _missing(kube: KubeClient, kind: ActionKind, name: str) -> list[Outcome]:
+    """Failed for good when there is no such node; nothing when there is."""
+    if kube.find(path_of(name)) is not None:
+        return []
+    failed = _outcome(kind, name, f"there is no node '{name}' in the cluster; see: kubectl get nodes")
+    return [msgspec.structs.replace(failed, status=Status.FAILED, data={"final": True})]
 
 
 def _outcome(kind: ActionKind, node: str, message: str) -> Outcome:
