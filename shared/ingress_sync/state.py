@@ -79,6 +79,13 @@ class PutInFlight(StateStruct, frozen=True):
     is_rollback: bool = False
 
 
+class HealthAsked(StateStruct, frozen=True):
+    """The gateway was asked for the health of its backends; the answer takes some seconds."""
+
+    status_url: str
+    at: datetime
+
+
 class Settled(StateStruct, frozen=True):
     """The last pass that found nothing to do, so that the next can see it by digests alone.
 
@@ -115,6 +122,8 @@ class State(StateStruct, frozen=True):
     failures: int = 0
     """Failed writes in a row."""
     retry_at: datetime | None = None
+    health: HealthAsked | None = None
+    """Asked only while pods wait for their readiness gate."""
     told: tuple[str, ...] = ()
     """Digests of what was said about objects in Events, so that it is said once."""
     approved: str = ""
