@@ -32,6 +32,9 @@ def _complete_automation(incomplete: str) -> list[str]:
     return [name for name in AUTOMATIONS if name.startswith(incomplete)]
 
 
+LONGEST = 300
+"""Characters of a parameter on the screen."""
+
 AutomationArgument = Annotated[
     str,
     typer.Argument(metavar="AUTOMATION", autocompletion=_complete_automation, help="Such as etcd-backup."),
@@ -148,10 +151,16 @@ def _print_plan(plan: Plan) -> None:
         print_line(f"  {number}. {action.kind} {action.target}")
         print_line(f"     {action.reason}: {action.message}")
         for key, value in action.parameters.items():
-            print_line(f"     {key}: {value}")
+            print_line(f"     {key}: {_shown(value)}")
         for line in action.evidence:
             print_line(f"     evidence: {line}")
         for line in action.preconditions:
             print_line(f"     only if: {line}")
     for left in plan.left_alone:
         print_line(f"  left alone: {left.subject} ({left.reason}): {left.message}")
+
+
+def _shown(value: Any) -> str:
+    """A parameter as people read it; whole documents stand in `--json` only."""
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters; --json has all)"
