@@ -18,6 +18,7 @@ from shared.errors import SettingsError
 from shared.ingress_sync import refusals, write
 from shared.ingress_sync.act import Place, act, put_last_good
 from shared.ingress_sync.decide import decide_compiled
+from shared.ingress_sync.health import fulfil_gates, with_health
 from shared.ingress_sync.observation import AUTOMATION, Observation
 from shared.ingress_sync.observe import observe
 from shared.ingress_sync.policy import IngressSyncPolicy
@@ -103,6 +104,8 @@ class Pass:
             if step.event == "GatewayPut":
                 self._save(refusals.accepted(self._desk.state))
         observation = look(self.cluster, self.clients, self.place.desk.claim.state, self.now)
+        observation, again = with_health(observation, self._desk)
+        self._look_again(again)
         if refusal is None and not self.hurry and is_settled(observation, self.now):
             return self._idle(observation)
         compiled, plan = decide_compiled(observation, self._desk.policy, self.now)
@@ -116,6 +119,7 @@ class Pass:
         return self.place.desk
 
     def _act(self, plan: Plan, compiled: Compiled, observation: Observation) -> Plan:
+        self.outcomes += fulfil_gates(observation, self.place.kube)
         done = act(plan, compiled, observation, self.place, now=self.now, hurry=self.hurry)
         self.outcomes += done.outcomes
         self._look_again(done.again)
@@ -134,7 +138,7 @@ class Pass:
         )
         self._save(state)
         self._look_again(AT_ONCE)
-        if refusal.is_late and not refusal.is_rollback and desk.state.last_good is not None:
+        if refusal.is_late and not refusal.is_rollback:
             self._note(put_last_good(self.place))
 
     def _note(self, step: Step) -> Step:

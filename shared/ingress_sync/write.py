@@ -197,16 +197,18 @@ def _finished(desk: Desk, put: PutInFlight) -> Step:
     if put.is_rollback:  # what failed before it is still to be tried again, and waits for that
         desk.save(put=None, parts=found, routes=put.routes, last_put_at=put.announced_at)
         return Step(message=f"back to the last good document: {message}", event="RolledBack")
+    good = keep_document(desk, answer.document, found, put)
     desk.save(
         put=None,
         parts=found,
         routes=put.routes,
-        last_good=keep_document(desk, answer.document, found, put),
+        last_good=good,
         last_put_at=put.announced_at,
         failures=0,
         retry_at=None,
         approved="",
     )
+    forget_documents(desk, good)
     return Step(message=message, event="GatewayPut")
 
 
@@ -316,22 +318,32 @@ def both_records(was: Mapping[str, PartRecord], sent: Mapping[str, PartRecord]) 
 def keep_document(
     desk: Desk, document: Document, record: Mapping[str, PartRecord], put: PutInFlight
 ) -> DocumentRef:
-    """Store our parts of an accepted document as the last good one; the one before goes."""
+    """Store our parts of an accepted document as the last good one.
+
+    The name has the epoch in it: a later holder seals the name that a dead one had announced, for ever.
+    """
     own = {
         collection: [part for part in parts(document, collection) if _key(collection, part) in record]
         for collection in COLLECTIONS
     }
     content = {"own": {c: found for c, found in own.items() if found}, "routes": put.routes}
-    data = zlib.compress(canonical_json(content), 6)
-    name = f"{desk.claim.cluster}/ingress-sync.good-{put.document_digest}"
-    before = desk.state.last_good
+    name = f"{_good_prefix(desk)}{desk.claim.epoch:012d}-{put.document_digest}"
     try:
-        desk.claim.create_blob(desk.store, name, data)
+        desk.claim.create_blob(desk.store, name, zlib.compress(canonical_json(content), 6))
     except ConflictError:
-        desk.claim.ensure()  # stored when the same document was accepted before
-    if before is not None and before.name != name:
-        desk.claim.delete_blobs(desk.store, [(before.name, desk.store.properties(before.name).etag)])
+        desk.claim.ensure()  # this holder has stored the same document before
     return DocumentRef(name=name, digest=put.document_digest, at=desk.now())
+
+
+def forget_documents(desk: Desk, keep: DocumentRef) -> None:
+    """Delete all stored documents but one, which the state must name already."""
+    before = [(i.name, i.etag) for i in desk.store.list(_good_prefix(desk)) if i.name != keep.name]
+    if before:
+        desk.claim.delete_blobs(desk.store, before)
+
+
+def _good_prefix(desk: Desk) -> str:
+    return f"{desk.claim.cluster}/ingress-sync.good-"
 
 
 class Good(msgspec.Struct, frozen=True, kw_only=True):
