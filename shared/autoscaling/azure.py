@@ -61,7 +61,8 @@ NodesOfPool = Callable[[Pool], int]
 class AzureReader:
     """One look at a cluster's part of Azure. `remembered` is changed: it goes back into the state.
 
-    With `whole`, documents are kept as they came, for a snapshot file.
+    `models`: bodies of machines by the id of the availability set they were of; a set at zero gets the tags
+    that its last machine had. With `whole`, documents are kept as they came, for a snapshot file.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class AzureReader:
         remembered: Remembered,
         now: datetime,
         *,
+        models: Mapping[str, Document] | None = None,
         whole: bool = False,
     ) -> None:
+        self._models = models or {}
         self._arm, self._scope, self._policy = arm, scope, policy
         self._remembered, self._now, self._whole = remembered, now, whole
         self.readings: dict[str, AzureReading] = {}
@@ -86,7 +89,7 @@ class AzureReader:
             self._list(f"{cluster}/agentPools", ages.pools)
         for group in self._groups():
             self._list(f"{group}/{COMPUTE}/virtualMachineScaleSets", self._sets_age(group, ages))
-            self._list(f"{group}/{COMPUTE}/availabilitySets", self._availability_age(group, ages))
+            self._availability_sets(group, ages)
         for group in self._groups():
             if any(_needs_machines(pool) and pool.id.startswith(group.lower()) for pool in self._pools()):
                 self._list(f"{group}/{COMPUTE}/virtualMachines", ages.pools, EXPAND)
@@ -114,6 +117,22 @@ class AzureReader:
                 self._list(f"{subscription}/locations/{location}/usages", ages.usages)
             if self._policy.retail_prices:
                 self._prices(location, sizes)
+
+    def _availability_sets(self, group: str, ages: Ages) -> None:
+        reading = self._list(f"{group}/{COMPUTE}/availabilitySets", self._availability_age(group, ages))
+        items = (reading.body or {}).get("value") or ()
+        if any(str(item.get("id")).lower() in self._models for item in items):
+            told = [self._with_model(item) for item in items]
+            self.readings[reading.id] = msgspec.structs.replace(reading, body={"value": told})
+
+    def _with_model(self, item: Document) -> Document:
+        """An empty set says nothing of its machines: what is remembered of the last one does."""
+        model = self._models.get(str(item.get("id")).lower())
+        if model is None or (item.get("properties") or {}).get("virtualMachines"):
+            return item
+        size = (model.get("properties") or {}).get("hardwareProfile", {}).get("vmSize")
+        remembered = {**(model.get("tags") or {}), **({"vmSize": size} if size else {})}
+        return {**item, "tags": {**remembered, **(item.get("tags") or {})}}
 
     # Which
 

@@ -105,6 +105,7 @@ def observe(place: Place, state: Mapping[str, Any], ages: Ages, *, keep: bool = 
         place.policy,
         state.get(CACHED, {}),
         place.now,
+        models=_models(state),
         whole=keep,
     )
     pools = reader.pools(ages)
@@ -169,6 +170,12 @@ def _collect(kube: KubeClient, *, keep: bool) -> Collector:
             continue
         return collector
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _models(state: Mapping[str, Any]) -> dict[str, Document]:
+    """Bodies of the machines that are remembered, by the id of their availability set."""
+    notes = (state.get("pools") or {}).items()
+    return {pool: note["model"]["machine"] for pool, note in notes if note.get("model")}
 
 
 def _metrics(place: Place, pools: tuple[Pool, ...], nodes: Sequence[Node]) -> list[MetricReading]:

@@ -80,9 +80,10 @@ def look_and_act(work: Work, waiting: frozenset[str]) -> tuple[Plan, list[Outcom
     observation = observe(place, state, _ages(work, waiting))
     plan = decide(observation, place.policy, place.now)
     work.state |= memory_of(observation, place.policy, place.now)
+    pools = pools_of(observation, place.policy)
+    work.learn_models(pools.values())
     _note_look(work, waiting)
     work.save()
-    pools = pools_of(observation, place.policy)
     nodes = {node.name: node for node in observation.kubernetes.nodes}
     outcomes = act(plan, work, pools, nodes)
     tell_cluster(work, observation, plan, outcomes)

@@ -227,6 +227,8 @@ def _delete(work: Work, driver: Driver, pool: str, ready: list[Removal]) -> list
     if not allowed:
         return outcomes
     victims = [machines[one.machine] for one in allowed]
+    if len(victims) == len(machines):
+        work.learn_model(pool, driver)  # of the last ones, so that the pool can grow again
     _announce(work, driver, victims, allowed)
     try:
         begun = driver.delete(work.arm, pool, victims)

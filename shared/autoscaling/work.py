@@ -6,6 +6,8 @@ first: a holder that lost it can no longer announce anything, and so asks for no
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,8 @@ from shared.autoscaling.pools.agent_pool import AgentPool
 from shared.autoscaling.pools.availability_set import AvailabilitySet, Model
 from shared.autoscaling.pools.driver import Driver
 from shared.autoscaling.pools.scale_set import FlexibleScaleSet, UniformScaleSet
+from shared.errors import ApiError, UnsafePlanError
+from shared.log import log_event
 from shared.secret import resolve_secret
 
 if TYPE_CHECKING:
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
 LOOKED_AT = "lookedAt"
 """In the state: when everything was last read."""
 FIRST_POLL, NEXT_POLL, LONGEST_POLL = (timedelta(seconds=seconds) for seconds in (15, 20, 30))
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -97,6 +103,26 @@ class Work:
         """Keep what new machines of an availability set are made like."""
         if isinstance(driver, AvailabilitySet) and driver.model is not None:
             self.ledger.note(pool_id).model = msgspec.to_builtins(driver.model)
+
+    def learn_models(self, pools: Iterable[Pool]) -> None:
+        """Remember what machines of availability sets are made like, while there are any; once for each."""
+        for pool in pools:
+            if (
+                pool.kind is PoolKind.AVAILABILITY_SET
+                and pool.machines
+                and not self.ledger.note(pool.id).model
+            ):
+                self.learn_model(pool.id, self.driver_of(pool))
+
+    def learn_model(self, pool_id: str, driver: Driver) -> None:
+        """Read it anew from a machine that is there; what cannot be read now is read another time."""
+        if not isinstance(driver, AvailabilitySet):
+            return
+        try:
+            driver.remember(self.arm, pool_id, driver.read(self.arm, pool_id))
+        except (ApiError, UnsafePlanError) as error:
+            log_event(log, "ModelNotRead", level=logging.WARNING, pool=pool_id, message=str(error))
+        self.remember_model(pool_id, driver)
 
     def _custom_data(self, name: str) -> str:
         wanted = next((one for one in self.place.policy.pools if one.name.lower() == name.lower()), None)
