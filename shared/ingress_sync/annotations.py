@@ -309,7 +309,7 @@ TABLE: tuple[Annotation, ...] = (
         read=_list_of(_host),
         expects="host names, comma-separated; wildcards `*` and `?`",
         default="-",
-        meaning="Further hosts for every rule that has one.",
+        meaning="Further hosts of every rule; the only ones of a rule without host.",
         differs="More than five hosts become several listeners, instead of being cut; rules of one object do "
         "not repeat them.",
     ),

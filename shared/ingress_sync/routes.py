@@ -29,11 +29,12 @@ class Match(enum.StrEnum):
 
 class Probe(RouteStruct, frozen=True):
     """A health probe. `host` and `path` "" are the default: those of a route that uses it. `port` 0: the
-    settings' port.
+    settings' port. `picks_host`: the host is the one the settings send.
     """
 
     protocol: str = "Http"
     host: str = ""
+    picks_host: bool = False
     path: str = ""
     port: int = 0
     interval: int = 30
