@@ -7,7 +7,7 @@ and nothing else: the reading then says why, and `decide` lets the last wish sta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from shared.autoscaling.policy import MetricRule
-from shared.errors import ApiError, SettingsError, UnavailableError
+from shared.errors import ApiError, SettingsError
 from shared.model.quantity import Quantity, parse_quantity
 from shared.model.resource_id import parse_resource_id
 from shared.model.snapshot import MetricReading
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 NODE_METRICS = "/apis/metrics.k8s.io/v1beta1/nodes"
 MANAGED_PROMETHEUS = ".prometheus.monitor.azure.com"
 PROMETHEUS_SCOPE = "https://prometheus.monitor.azure.com/.default"
-SECONDS = 10.0
-"""Longest wait for Prometheus: a run is seconds long."""
 LOOK_BACK = timedelta(minutes=10)
 """Azure Monitor's newest values are minutes late; the last one there counts, with its own time."""
 
@@ -97,29 +95,14 @@ def _read(
 
 
 def _prometheus(rule: MetricRule, clients: Clients, now: datetime) -> tuple[float, datetime]:
-    import urllib3
+    from shared.clients.web import get
 
-    if urlsplit(rule.endpoint).scheme not in ("http", "https"):
-        raise SettingsError(f"metric rule '{rule.name}': 'endpoint' is no http(s) address of a Prometheus")
-    headers = {"Accept": "application/json"}
     host = urlsplit(rule.endpoint).hostname or ""
-    if host.endswith(MANAGED_PROMETHEUS) and rule.endpoint.startswith("https:"):
-        headers["Authorization"] = f"Bearer {clients.credential.get_token(PROMETHEUS_SCOPE).token}"
-    url = rule.endpoint.rstrip("/") + "/api/v1/query"
-    try:
-        answer = urllib3.request(
-            "GET",
-            url,
-            fields={"query": rule.query, "time": f"{now.timestamp():.3f}"},
-            headers=headers,
-            timeout=SECONDS,
-            retries=False,
-        )
-    except urllib3.exceptions.HTTPError as error:
-        raise UnavailableError(f"no answer from Prometheus at {host} ({type(error).__name__})") from error
-    if answer.status != 200:
-        raise ApiError(f"Prometheus at {host} answered {answer.status}", status=answer.status)
-    return _sample(msgspec.json.decode(answer.data, type=_Answer))
+    is_managed = host.endswith(MANAGED_PROMETHEUS) and rule.endpoint.startswith("https:")
+    token = clients.credential.get_token(PROMETHEUS_SCOPE).token if is_managed else ""
+    fields = {"query": rule.query, "time": f"{now.timestamp():.3f}"}
+    body = get(rule.endpoint.rstrip("/") + "/api/v1/query", fields, service="Prometheus", token=token)
+    return _sample(msgspec.json.decode(body, type=_Answer))
 
 
 def _sample(answer: _Answer) -> tuple[float, datetime]:
@@ -176,13 +159,7 @@ def _queue_length(rule: MetricRule, clients: Clients) -> int:
     """Messages, also those that somebody works on; without `resource` in the app's own account."""
     if not rule.resource:
         return clients.queue(rule.query).count()
-    from azure.storage.queue import QueueClient
-
-    from shared.clients.queue import Queue
-    from shared.clients.storage import RETRIES, TIMEOUTS
+    from shared.clients.queue import queue_of_account
 
     account = parse_resource_id(rule.resource).name
-    options: Mapping[str, Any] = {"retry_total": RETRIES, **TIMEOUTS}
-    url = f"https://{account}.queue.core.windows.net"
-    with QueueClient(url, rule.query, credential=clients.credential, **options) as client:
-        return Queue(client).count()
+    return queue_of_account(account, rule.query, clients.credential).count()

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-from shared.errors import ApiError, UnavailableError
+import msgspec
 
 ENDPOINT = "https://prices.azure.com/api/retail/prices"
-SECONDS = 10.0
 PAGES = 20
 """Most pages followed; one holds 1,000 prices, and the filter leaves a handful for each size."""
 
@@ -32,25 +31,17 @@ def retail_prices(
 
 
 def _read(endpoint: str, wanted: str) -> list[Document]:
-    import urllib3
+    from shared.clients.web import get
 
     items: list[Document] = []
     fields: dict[str, str] | None = {"$filter": wanted}
     url = endpoint
     for _ in range(PAGES):
-        try:
-            answer = urllib3.request("GET", url, fields=fields, timeout=SECONDS, retries=False)
-        except urllib3.exceptions.HTTPError as error:
-            raise UnavailableError(
-                f"no answer from Azure's retail prices ({type(error).__name__})"
-            ) from error
-        if answer.status != 200:
-            raise ApiError(f"Azure's retail prices answered {answer.status}", status=answer.status)
-        document = answer.json()
+        document = msgspec.json.decode(get(url, fields, service="Azure's retail prices"))
         items += document.get("Items") or []
         url, fields = str(document.get("NextPageLink") or ""), None
         if not url.startswith(endpoint):
-            return items
+            break
     return items
 
 

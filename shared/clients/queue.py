@@ -17,6 +17,7 @@ from shared.clients.storage import CONNECTION, RETRIES, TIMEOUTS, connect, trans
 from shared.errors import ApiError, ConflictError, MessageError, NotFoundError
 
 if TYPE_CHECKING:
+    from azure.core.credentials import TokenCredential
     from azure.storage.queue import QueueClient, QueueServiceClient
 
 MAX_TEXT_BYTES = 64 * 1024
@@ -114,6 +115,15 @@ def queue_service(environ: Mapping[str, str], connection: str = CONNECTION) -> Q
         options=options,
         connection=connection,
     )
+
+
+def queue_of_account(account: str, name: str, credential: TokenCredential) -> Queue:
+    """A queue of another account than the app's own, as `credential` sees it."""
+    from azure.storage.queue import QueueServiceClient
+
+    options: dict[str, Any] = {"retry_total": RETRIES, **TIMEOUTS}
+    service = QueueServiceClient(f"https://{account}.queue.core.windows.net", credential, **options)
+    return Queue(service.get_queue_client(name))
 
 
 def queue_names(service: QueueServiceClient) -> tuple[str, ...]:

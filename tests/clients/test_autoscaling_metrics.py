@@ -88,7 +88,7 @@ def test_a_prometheus_that_fails_or_is_away_costs_only_the_reading(app: App, pro
     prometheus.status = 503
     assert "503" in read(app, rule("prometheus", "up", endpoint=prometheus.server.url)).error
     assert "no answer" in read(app, rule("prometheus", "up", endpoint="http://127.0.0.1:9")).error
-    assert "endpoint" in read(app, rule("prometheus", "up", endpoint="ftp://x")).error
+    assert "no http" in read(app, rule("prometheus", "up", endpoint="ftp://x")).error
 
 
 def test_metrics_server_counts_the_pools_own_nodes(app: App) -> None:
