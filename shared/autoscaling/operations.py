@@ -121,7 +121,8 @@ def _begin(work: Work, claim: Claim, name: str) -> None:
     if pool is None:
         raise Declined(f"node '{name}' belongs to no pool that is autoscaled here")
     ready = _ready_nodes(observation, pool)
-    known = {"node": name, "uid": node.uid, "pool": pool.id, "at": f"{work.now:%Y-%m-%dT%H:%M:%SZ}"}
+    known: dict[str, Any] = {"node": name, "uid": node.uid, "pool": pool.id}
+    known |= {"at": f"{work.now:%Y-%m-%dT%H:%M:%SZ}"}
     known |= {"machine": machine_of(node.provider_id), "wanted": len(ready) + 1}
     if pool.capacity >= pool.max or pool.hands_off:
         # There is no room for one more: the old one goes first, and demand brings the new one.
