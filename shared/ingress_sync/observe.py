@@ -299,7 +299,11 @@ def _lasting(pod: Pod) -> Pod:
     metadata = pod.metadata
     return Pod(
         metadata=Metadata(
-            name=metadata.name, namespace=metadata.namespace, uid=metadata.uid, labels=metadata.labels
+            name=metadata.name,
+            namespace=metadata.namespace,
+            uid=metadata.uid,
+            creation_timestamp=metadata.creation_timestamp,
+            labels=metadata.labels,
         ),
         spec=PodSpec(containers=pod.spec.containers, readiness_gates=pod.spec.readiness_gates),
         status=PodStatus(),
