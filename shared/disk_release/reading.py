@@ -115,7 +115,8 @@ def _node(document: Document, renewed: Mapping[str, datetime]) -> Node:
         provider_id=spec.get("providerID") or "",
         is_unschedulable=bool(spec.get("unschedulable")),
         taints=tuple(
-            Taint(t["key"], t.get("effect", ""), t.get("value", "")) for t in spec.get("taints") or ()
+            Taint(t["key"], t.get("effect", ""), t.get("value", ""), time_of(t.get("timeAdded")))
+            for t in spec.get("taints") or ()
         ),
         labels=meta.get("labels") or {},
         annotations=meta.get("annotations") or {},

@@ -164,9 +164,9 @@ def gone_node(name: str) -> str:
     return f"gone-node:{name}"
 
 
-def no_use(disk: str, vm: str) -> str:
-    """The disk was attached and nothing in Kubernetes knew why."""
-    return f"no-use:{key(disk)}@{key(vm)}"
+def out_of_service(node: str) -> str:
+    """The node carried the out-of-service taint."""
+    return f"out-of-service:{node}"
 
 
 # Changes

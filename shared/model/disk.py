@@ -20,6 +20,9 @@ DISK_DRIVER = "disk.csi.azure.com"
 FILE_DRIVER = "file.csi.azure.com"
 IN_TREE_DISK = "kubernetes.io/azure-disk"
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
+SHUTDOWN = "node.cloudprovider.kubernetes.io/shutdown"
+OWNER_ANNOTATION = "kubekeeper.io/out-of-service"
+"""On a node whose out-of-service taint is ours."""
 ATTACHER_FINALIZER = "external-attacher/disk-csi-azure-com"
 CREATED_FOR_VOLUME = "kubernetes.io-created-for-pv-name"
 PROVIDER_PREFIX = "azure://"
@@ -176,6 +179,7 @@ class Taint(msgspec.Struct, frozen=True):
     key: str
     effect: str
     value: str = ""
+    added_at: datetime | None = None
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,6 +223,16 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def out_of_service(self) -> Taint | None:
         return next((taint for taint in self.taints if taint.key == OUT_OF_SERVICE), None)
+
+    @property
+    def our_taint(self) -> Taint | None:
+        """The out-of-service taint, if Kubekeeper put it there; the cloud provider puts its own."""
+        return self.out_of_service if OWNER_ANNOTATION in self.annotations else None
+
+    @property
+    def is_shut_down(self) -> bool:
+        """Whether the cloud provider says that its VM is off."""
+        return any(taint.key == SHUTDOWN for taint in self.taints)
 
 
 class Pod(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,93 @@
+"""What a look adds to what is remembered: first sightings, writes that are over, disks that are free; pure.
+
+`remember` is called by `decide` (so that a plan from a file is the whole truth) and by `reconcile`, which
+saves it. Doing it twice with the same observation changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime
+
+from shared.disk_release import state as states
+from shared.disk_release.cases import Case, cases, disk_fact
+from shared.disk_release.observation import Observation
+from shared.disk_release.rules import AT_REST
+from shared.disk_release.settle import Standing, judge_all, note
+from shared.disk_release.state import Release, ReleaseState
+from shared.model.disk import key
+
+Seen = tuple[str, datetime, bool]
+
+
+def remember(observation: Observation, now: datetime) -> ReleaseState:
+    """The state after this look."""
+    state = observation.state
+    for judged in judge_all(observation, now):
+        if judged.standing is not Standing.ASK:
+            state = note(state, judged, now)
+    found = list(_sightings(observation))
+    state = states.see(
+        state,
+        {name: at for name, at, is_so in found if is_so},
+        frozenset(name for name, _, is_so in found if not is_so),
+    )
+    for release in list(state.releases.values()):
+        state = _follow(state, release, replace(observation, state=state), now)
+    return states.forget(state, now, observation.policy.limits.fence_window)
+
+
+def _sightings(observation: Observation) -> Iterator[Seen]:
+    """(what, when, whether it is so); what is unknown is not mentioned."""
+    for vm, machine in observation.machines.items():
+        if machine.read_at is None or machine.is_unknown:
+            continue
+        yield states.absent(vm), machine.read_at, machine.is_absent
+        is_moving = machine.value is not None and machine.value.provisioning not in AT_REST
+        yield states.updating(vm), machine.read_at, is_moving
+    for case in cases(observation):
+        if case.disk.value is not None and case.disk.read_at is not None:
+            is_free = not case.is_owned and (bool(case.vm) or not case.disk.value.owners)
+            yield states.unowned(case.disk_id, case.vm), case.disk.read_at, is_free
+    for name in observation.attachments_of_node:
+        yield states.gone_node(name), observation.now, name not in observation.nodes
+    for node in observation.nodes.values():
+        if node.out_of_service or states.out_of_service(node.name) in observation.state.seen:
+            yield states.out_of_service(node.name), observation.now, node.out_of_service is not None
+
+
+def _follow(state: ReleaseState, release: Release, observation: Observation, now: datetime) -> ReleaseState:
+    """Note which disks are free; close the release when nothing is left to do."""
+    noted = {done.disk for done in state.done if done.vm == key(release.vm) and done.epoch == release.epoch}
+    for disk in sorted(set(release.disks) - noted):
+        if _is_free(disk, release, observation):
+            state = states.freed(state, disk, release.vm, release.epoch, now)
+            noted.add(disk)
+    return states.closed(state, release.vm) if _is_over(release, noted, observation) else state
+
+
+def _is_free(disk: str, release: Release, observation: Observation) -> bool:
+    fact = disk_fact(observation, disk)
+    if fact.is_absent:
+        return True
+    if fact.value is None or fact.read_at is None or fact.value.is_owned_by(release.vm):
+        return False
+    return not any(case.attachment for case in _cases_of(disk, release, observation))
+
+
+def _cases_of(disk: str, release: Release, observation: Observation) -> list[Case]:
+    found = cases(observation)
+    return [c for c in found if key(c.disk_id) == disk and c.node_name == release.node and release.node]
+
+
+def _is_over(release: Release, free: set[str], observation: Observation) -> bool:
+    if release.open_write is not None:
+        return False
+    machine, node = observation.machine(release.vm), observation.nodes.get(release.node)
+    if node is not None and node.our_taint is not None:
+        return False  # the taint goes first
+    if machine.is_absent or (machine.value is not None and machine.value.vm_id != release.vm_id):
+        return True
+    is_back = machine.value is not None and not machine.value.is_off and node is not None and node.is_ready
+    return is_back or set(release.disks) <= free
