@@ -62,14 +62,6 @@ def follow(app: App, seconds: float, every: float = 15) -> list[Outcome]:
     return found
 
 
-def add_budget(app: App, **spec: object) -> None:
-    """Through the API, so that the disruption controller sees it."""
-    document = {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "web"}}
-    where = "/apis/policy/v1/namespaces/default/poddisruptionbudgets"
-    selector = {"matchLabels": {"app": "web"}}
-    app.world.client().create(where, {**document, "spec": {"selector": selector, **spec}})
-
-
 # Growing
 
 
@@ -255,7 +247,7 @@ def test_a_node_is_drained_and_exactly_its_machine_deleted(world: World) -> None
 def test_a_budget_is_respected_until_it_allows(world: World) -> None:
     pool, app = add_pool(world, capacity=3), App(world)
     world.add_deployment("web", replicas=3, cpu="1500m")
-    add_budget(app, minAvailable=3)
+    app.budget("web", minAvailable=3)
     world.advance(10)
     victim = nodes_of(world)[0]
     app.carry_out(down(pool, victim))
@@ -270,7 +262,7 @@ def test_a_drain_that_takes_too_long_is_given_up_cleanly(world: World) -> None:
     pool = add_pool(world, capacity=3)
     app = App(world, scaleDown={"drainTimeout": "2m"})
     world.add_deployment("web", replicas=3, cpu="1500m")
-    add_budget(app, minAvailable=3)
+    app.budget("web", minAvailable=3)
     world.advance(10)
     victim = nodes_of(world)[0]
     app.carry_out(down(pool, victim))
@@ -287,7 +279,7 @@ def test_a_drain_that_takes_too_long_is_given_up_cleanly(world: World) -> None:
 def test_an_objection_during_the_drain_ends_it(world: World, objection: str) -> None:
     pool, app = add_pool(world, capacity=3), App(world)
     world.add_deployment("web", replicas=3, cpu="1500m")
-    add_budget(app, minAvailable=3)
+    app.budget("web", minAvailable=3)
     world.advance(10)
     victim = nodes_of(world)[0]
     app.carry_out(down(pool, victim))

@@ -194,6 +194,13 @@ class App:
     def store(self, state: dict[str, Any]) -> None:
         self.state = state
 
+    def budget(self, name: str, **spec: Any) -> None:
+        """A PodDisruptionBudget through the API, so that the disruption controller sees it."""
+        selector = {"matchLabels": {"app": name}}
+        document = {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": name}}
+        where = "/apis/policy/v1/namespaces/default/poddisruptionbudgets"
+        self.world.client().create(where, {**document, "spec": {"selector": selector, **spec}})
+
     # Time
 
     def deliver(self, after: float, reason: str = "Test") -> None:

@@ -113,7 +113,9 @@ class Story:
         world.add_deployment("web", replicas=self.pods, cpu="600m")
         app.nudge()
         self.run(400)
-        world.scale("web", self.random.randint(0, 2))
+        if self.random.random() < 0.5:
+            self.app.budget("web", maxUnavailable=self.random.randint(1, 2))
+        world.scale("web", self.random.randint(0, self.pods // 2))
         self.run(500)
         self.heal()
         self.run(900)
