@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -93,11 +93,16 @@ class Desk:
     claim: Claim
     store: BlobStore
     now: Callable[[], datetime]
+    _read: dict[int, tuple[dict[str, Any], State]] = field(default_factory=dict)
 
     @property
     def state(self) -> State:
         """The typed state document as it stands."""
-        return read_state(self.claim.state)
+        document = self.claim.state
+        known = self._read.get(0)
+        if known is None or known[0] is not document:
+            known = self._read[0] = (document, read_state(document))
+        return known[1]
 
     def save(self, **changes: Any) -> None:
         """Change fields of the state document; LostLeaseError when it is not ours any more."""
