@@ -109,12 +109,12 @@ class Story:
 
     def tell(self) -> None:
         world, app = self.world, self.app
+        if self.random.random() < 0.5:
+            app.budget("web", maxUnavailable=self.random.randint(1, 2))
         self.trouble()
         world.add_deployment("web", replicas=self.pods, cpu="600m")
         app.nudge()
         self.run(400)
-        if self.random.random() < 0.5:
-            self.app.budget("web", maxUnavailable=self.random.randint(1, 2))
         world.scale("web", self.random.randint(0, self.pods // 2))
         self.run(500)
         self.heal()
