@@ -89,28 +89,17 @@ def _readable(value: Any) -> str:
 
 
 def _explain_evidence(here: Session, identity: str, *, as_json: bool) -> int:
+    """One proof, checked again on the spot; exit code 1 when it does not hold."""
+    from shared.disk_release.proof import lines, read_certificate, verify
     from shared.runtime.claim import CONTAINER
     from shared.runtime.evidence import read_evidence
 
-    store = here.clients.blobs(CONTAINER)
     names = [cluster.name for cluster in here.settings.clusters]
-    document = json.loads(read_evidence(store, names, "disk-release", identity))
+    data = read_evidence(here.clients.blobs(CONTAINER), names, "disk-release", identity)
+    certificate = read_certificate(data)
     if as_json:
-        print_json(document)
+        print_json(json.loads(data))
     else:
-        _print_document(document)
-    return 0
-
-
-def _print_document(value: dict[str, Any], indent: str = "") -> None:
-    for key, item in value.items():
-        if isinstance(item, dict) and item:
-            print_line(f"{indent}{key}:")
-            _print_document(item, indent + "  ")
-        elif isinstance(item, list) and item and isinstance(item[0], dict):
-            print_line(f"{indent}{key}:")
-            for one in item:
-                _print_document(one, indent + "  ")
-                print_line()
-        elif item not in (None, "", [], {}):
-            print_line(f"{indent}{key}: {_readable(item)}")
+        for line in lines(certificate):
+            print_line(line)
+    return 0 if verify(certificate).is_sound else 1

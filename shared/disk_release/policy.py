@@ -76,7 +76,7 @@ class DiskReleasePolicy(
     """Evidence older than this carries no write."""
     fence_timeout: Duration = "2m"
     """A fence not confirmed within this is reported."""
-    detach_after: Duration = "60s"
+    detach_after: Duration = "90s"
     """How long after the taint the cluster's own controllers have before Kubekeeper detaches itself."""
     detach_timeout: Duration = "4m"
     """How long a plain detach, anybody's, has before it counts as failed (the disk driver waits as long)."""

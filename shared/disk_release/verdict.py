@@ -280,6 +280,16 @@ def _unmanaged(look: _Look) -> _Answer | None:
 # What cannot be known, and what is never touched
 
 
+def _kubernetes_has_its_turn(look: _Look) -> _Answer | None:
+    """The VM was found off, its node tainted, and nobody needs to ask Azure again before the turn is over."""
+    release = look.release
+    if release is None or release.tainted_at is None or look.case.machine.read_at is not None:
+        return None
+    until = release.tainted_at + look.policy.limits.detach_after
+    message = "the cluster's own controllers are about to detach it"
+    return look.wait("S2", "KubernetesDetaches", message, until, "the disk being free would end it")
+
+
 def _unknown(look: _Look) -> _Answer | None:
     case = look.case
     for name, fact in (("disk", case.disk), (f"VM {look.vm_name}", case.machine)):
@@ -643,6 +653,7 @@ def _unclaimed(look: _Look, attachment: Attachment) -> _Answer:
 
 QUESTIONS: tuple[Callable[[_Look], _Answer | None], ...] = (
     _ids,
+    _kubernetes_has_its_turn,
     _unknown,
     _missing,
     _untouchable,

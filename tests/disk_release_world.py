@@ -1,0 +1,220 @@
+"""A world for scenarios of the disk release: the whole of `sandbox.scenario`, and the app's own runtime on it.
+
+`Keeper` runs what the app would run, in simulated time: the timer every minute, nudges and follow-ups from
+the queue, operations, each delivered to a process of its own that a test may let die at any request. Storage
+is in memory here; Azure and Kubernetes are the stand-ins, reached by the product's own clients.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from in_process import arm_client, kube_client
+from ingress_sync_world import Crash, Process, _Counted
+from memory_storage import Account, MemoryBlobs, MemoryQueue, MemoryTable
+
+from sandbox.arm import LocalArm
+from sandbox.asgi import Recorded
+from sandbox.kube import kinds
+from sandbox.scenario import World
+from shared import work
+from shared.bootstrap import Clients
+from shared.errors import AutomationError
+from shared.operations import dispatch
+from shared.runtime.message import Nudge, Received
+from shared.runtime.nudge import fan_out, send_nudge
+
+AUTOMATION = "disk-release"
+CLUSTER = "prod"
+TICK = 60.0
+"""Seconds between two ticks of the timer."""
+MAX_DEQUEUE_COUNT = 5
+OUT_OF_SERVICE = "node.kubernetes.io/out-of-service:NoExecute"
+EVENTS = kinds.named("events")
+
+
+class WorldClients(Clients):
+    """What one process of the app reaches, until it dies."""
+
+    def __init__(self, keeper: Keeper, process: Process) -> None:
+        super().__init__(keeper.environ)
+        self.keeper, self.process = keeper, process
+
+    def now(self) -> datetime:
+        return self.keeper.world.now
+
+    def blobs(self, container: str) -> Any:
+        return MemoryBlobs(self.keeper.account, container, self.process.touch)
+
+    def queue(self, name: str) -> Any:
+        return MemoryQueue(self.keeper.account, name, self.process.touch)
+
+    def table(self, name: str) -> Any:
+        return MemoryTable(self.keeper.account, name, self.process.touch)
+
+    def kube(self, cluster: Any) -> Any:
+        return _Counted(self.keeper.kube, "kube", self.process)
+
+    @property
+    def arm(self) -> Any:  # type: ignore[override]
+        return _Counted(self.keeper.arm, "arm", self.process)
+
+    @property
+    def events(self) -> Any:  # type: ignore[override]
+        return self
+
+    def publish(self, events: list[Any]) -> None:
+        """As a topic."""
+        self.keeper.published += events
+
+
+class Keeper:
+    """The app beside a world. `policy` is what stands under `diskRelease` in the configuration."""
+
+    def __init__(self, world: World, directory: Path, **policy: Any) -> None:
+        self.world = world
+        self.account = Account(lambda: world.now)
+        self.kube = kube_client(world.kubernetes)
+        self.arm = arm_client(world.arm, lambda: world.now)
+        self.published: list[Any] = []
+        self.failures: list[str] = []
+        self.poisoned: list[str] = []
+        self.deaths = 0
+        self.next_death: Callable[[], int | None] = lambda: None
+        """At which request the next process dies; None for not at all."""
+        self._next_tick = world.now + timedelta(seconds=TICK)
+        path = directory / "kubekeeper.yaml"
+        entry = {
+            "name": CLUSTER,
+            "kubernetes": {"server": "http://127.0.0.1:2", "token": "setting:TOKEN"},
+            "azure": {
+                "subscription": LocalArm.subscription,
+                "resourceGroups": [LocalArm.group],
+                "location": "westeurope",
+            },
+            "diskRelease": {"fence": "allowed", **policy},
+        }
+        path.write_text(json.dumps({"clusters": [entry]}))
+        self.environ = {"KUBEKEEPER_CONFIG": str(path), "TOKEN": "-"}
+
+    # Running
+
+    def clients(self, dies_at: int | None = None) -> WorldClients:
+        """A new process."""
+        return WorldClients(self, Process(dies_at))
+
+    def nudge(self, reason: str = "NodeNotReady") -> None:
+        """As an event of the cluster would."""
+        send_nudge(self.clients(), Nudge(cluster=CLUSTER, automation=AUTOMATION, reason=reason))
+
+    def operate(self, operation: str, **parameters: Any) -> str:
+        """As `keeper run` would; returns the operation's id."""
+        return dispatch.submit(self.clients(), operation, CLUSTER, parameters)
+
+    def deliver(self) -> int:
+        """Work off what is visible now; one that fails or dies comes again in 30 s."""
+        done = 0
+        for queue in (AUTOMATION, dispatch.QUEUE):
+            source = MemoryQueue(self.account, queue, lambda _: None)
+            for message in source.receive(timedelta(seconds=30), 1):
+                received = Received(
+                    id=message.id,
+                    body=message.text.encode(),
+                    dequeue_count=message.dequeue_count,
+                    inserted_at=message.inserted_at,
+                )
+                if self._handle(queue, received):
+                    source.delete(message)
+                elif message.dequeue_count >= MAX_DEQUEUE_COUNT:
+                    source.delete(message)
+                    self.poisoned.append(self.failures[-1] if self.failures else message.text)
+                done += 1
+        return done
+
+    def _handle(self, queue: str, received: Received) -> bool:
+        clients = self.clients(self.next_death())
+        try:
+            if queue == dispatch.QUEUE:
+                dispatch.work_off(clients, received)
+            else:
+                work.work_off(clients, queue, received)
+        except Crash:
+            self.deaths += 1
+            return False
+        except AutomationError as error:
+            self.failures.append(str(error))
+            return False
+        return True
+
+    def step(self, seconds: float = 1.0) -> None:
+        """The timer if it is due, whatever is in the queue, then time."""
+        if self.world.now >= self._next_tick:
+            self._next_tick += timedelta(seconds=TICK)
+            fan_out(self.clients(), AUTOMATION, "Timer")
+        while self.deliver():
+            pass
+        self.world.advance(seconds)
+
+    def run(self, seconds: float, *, step: float = 1.0) -> None:
+        end = self.world.now + timedelta(seconds=seconds)
+        while self.world.now < end:
+            self.step(step)
+
+    def until(self, condition: Callable[[], object], within: float, *, step: float = 1.0) -> float:
+        """Seconds until the condition holds; AssertionError with the state of things when it does not."""
+        began = self.world.now
+        while not condition():
+            if (self.world.now - began).total_seconds() >= within:
+                raise AssertionError(f"not within {within:g} s\n{self.describe()}")
+            self.step(step)
+        return (self.world.now - began).total_seconds()
+
+    # What can be seen
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The automation's own state document."""
+        return self.clients().claims.state(CLUSTER, AUTOMATION).automation
+
+    @property
+    def asked(self) -> list[Recorded]:
+        """Requests to Azure, those of the stand-in's own driver not among them."""
+        return self.world.arm.recorder.requests
+
+    def writes(self) -> list[Recorded]:
+        """Requests that change something in Azure, accepted ones."""
+        return [r for r in self.asked if r.method != "GET" and r.status < 400]
+
+    def reads(self, name: str) -> int:
+        """Single reads of one machine or disk, polls not among them."""
+        return sum(1 for r in self.asked if r.method == "GET" and r.path.lower().endswith(f"/{name.lower()}"))
+
+    def left_alone(self) -> dict[str, str]:
+        """Reasons of the last pass by subject."""
+        summary = self.clients().journal.summary(CLUSTER, AUTOMATION)
+        return {left["subject"]: left["reason"] for left in (summary.left_alone if summary else ())}
+
+    def journal(self) -> list[Any]:
+        return list(reversed(self.clients().journal.entries([(CLUSTER, AUTOMATION)], limit=500)))
+
+    def events(self, reason: str = "") -> list[str]:
+        """Types of outgoing events, without what they all begin with."""
+        found = [event.type.removeprefix("Kubekeeper.DiskRelease.") for event in self.published]
+        return [kind for kind in found if reason in ("", kind)]
+
+    def describe(self) -> str:
+        lines = [self.world.describe(), "  journal:"]
+        lines += [
+            f"    {e.at:%H:%M:%S} {e.status} {e.action or e.kind} {e.target}: {e.message}"
+            for e in self.journal()[-25:]
+        ]
+        lines += [f"    left alone {subject}: {reason}" for subject, reason in self.left_alone().items()]
+        lines += [
+            f"  failures: {self.failures[-5:]}",
+            f"  state: {json.dumps(self.state, default=str)[:1500]}",
+        ]
+        return "\n".join(lines)
