@@ -77,6 +77,17 @@ class ApproveParameters(Parameters, frozen=True, kw_only=True, rename="camel", f
     """What waits: for ingress-sync the plan's `documentDigest`, for disk-release the node."""
 
 
+class ReleaseDiskParameters(
+    Parameters, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
+):
+    """Which disk, and whether its VM may be powered off for it."""
+
+    disk: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+    """Resource id of the managed disk, or the name of its PersistentVolume."""
+    approve: bool = False
+    """Approve the fence of the VM that holds it, where the policy asks for that."""
+
+
 class SyncIngressParameters(
     Parameters, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
 ):
@@ -139,6 +150,7 @@ _AUTOSCALING = "shared.autoscaling.operations"
 _ETCD = "shared.etcd_backup.operations"
 _NODES = "shared.nodes.operations"
 _INGRESS = "shared.ingress_sync.operations"
+_DISKS = "shared.disk_release.operations"
 _OWN = "shared.operations.handlers"
 
 OPERATIONS = {
@@ -166,7 +178,13 @@ OPERATIONS = {
             f"{_ETCD}:restore_drill",
             StoredBackupParameters,
         ),
-        Operation("release-disk", "Free a disk held by a dead or wrong VM.", "disk-release"),
+        Operation(
+            "release-disk",
+            "Free a disk held by a dead or wrong VM.",
+            "disk-release",
+            f"{_DISKS}:release_disk",
+            ReleaseDiskParameters,
+        ),
         Operation(
             "sync-ingress",
             "Compile and put the gateway's configuration.",
