@@ -2,7 +2,8 @@
 
 A trace is what was really done to a world that is really known: every write with the world as it truly was at
 that moment, which only a model, a simulator or the local Azure can tell. The rules of `rules.py` look at
-evidence and are what the app follows; the invariants look at the truth and are what tests hold it to. Called by the model checker, the random worlds, the mutation test and the demo; `violations` asks them all.
+evidence and are what the app follows; the invariants look at the truth and are what tests hold it to.
+Called by the model checker, the random worlds, the mutation test and the demo; `violations` asks them all.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from shared.disk_release.rules import AT_REST
 from shared.disk_release.settle import Standing, judge_all, note
 from shared.disk_release.state import Release, ReleaseState
 from shared.model.disk import key
+from shared.model.plan import ActionKind
 
 Seen = tuple[str, datetime, bool]
 
@@ -64,7 +65,7 @@ def _follow(state: ReleaseState, release: Release, observation: Observation, now
         if _is_free(disk, release, observation):
             state = states.freed(state, disk, release.vm, release.epoch, now)
             noted.add(disk)
-    return states.closed(state, release.vm) if _is_over(release, noted, observation) else state
+    return states.closed(state, release.vm) if _is_over(release, noted, observation, now) else state
 
 
 def _is_free(disk: str, release: Release, observation: Observation) -> bool:
@@ -81,13 +82,24 @@ def _cases_of(disk: str, release: Release, observation: Observation) -> list[Cas
     return [c for c in found if key(c.disk_id) == disk and c.node_name == release.node and release.node]
 
 
-def _is_over(release: Release, free: set[str], observation: Observation) -> bool:
+def _is_over(release: Release, free: set[str], observation: Observation, now: datetime) -> bool:
     if release.open_write is not None:
         return False
     machine, node = observation.machine(release.vm), observation.nodes.get(release.node)
     if node is not None and node.our_taint is not None:
         return False  # the taint goes first
-    if machine.is_absent or (machine.value is not None and machine.value.vm_id != release.vm_id):
+    if machine.is_absent:
+        return not observation.attachments_of_node.get(release.node)
+    if machine.value is not None and machine.value.vm_id != release.vm_id:
+        return True
+    if set(release.disks) <= free:
         return True
     is_back = machine.value is not None and not machine.value.is_off and node is not None and node.is_ready
-    return is_back or set(release.disks) <= free
+    return is_back and not _failed_lately(release, observation, now)
+
+
+def _failed_lately(release: Release, observation: Observation, now: datetime) -> bool:
+    """A detach that failed is not tried again at once, in a new release."""
+    last = release.last(ActionKind.DETACH_DISK, ActionKind.FORCE_DETACH_DISK)
+    pause = observation.policy.limits.zombie_age
+    return last is not None and now - (last.ended_at or last.at) < pause
