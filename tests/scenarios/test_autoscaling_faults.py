@@ -46,7 +46,8 @@ class Story:
         world.arm.core.operation_seconds = self.random.choice([5.0, 45.0, 90.0])
         self.pools = [self._pool(name) for name in ("alpha", "beta")]
         self.app = App(world, **POLICY)
-        self.pods = self.random.randint(4, 20)
+        self.first, more = self.random.randint(2, 12), self.random.randint(0, 8)
+        self.pods = self.first + more
         self.before = self.leftovers()
         self.most = len(world.nodes()) + -(-self.pods // PODS_PER_NODE)
 
@@ -86,6 +87,7 @@ class Story:
             lambda: core.endings.append(Ending(operation, applied=pick.random() < 0.5, times=times)),
             lambda: core.endings.append(Ending(operation, status="Canceled", code=None)),
             lambda: core.read_stale(pick.uniform(20, 90), times=6),
+            lambda: core.read_stale(pick.uniform(60, 240), times=20),
             lambda: arm.capacity.shortages.append(Shortage(code=pick.choice(codes), times=times)),
             lambda: self.world.kubernetes.faults.append(
                 Fault(on(pick.choice(["PATCH", "POST", "GET"])), status=500, body=KUBE_ERROR, times=times)
@@ -112,7 +114,8 @@ class Story:
         if self.random.random() < 0.5:
             app.budget("web", maxUnavailable=self.random.randint(1, 2))
         self.trouble()
-        world.add_deployment("web", replicas=self.pods, cpu="600m")
+        world.add_deployment("web", replicas=self.first, cpu="600m")
+        world.at(self.random.uniform(20, 250), world.scale, "web", self.pods)
         app.nudge()
         self.run(400)
         world.scale("web", self.random.randint(0, self.pods // 2))
