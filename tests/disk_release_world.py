@@ -1,4 +1,4 @@
-"""A world for scenarios of the disk release: the whole of `sandbox.scenario`, and the app's own runtime on it.
+"""A world for scenarios of the disk release: all of `sandbox.scenario`, and the app's own runtime on it.
 
 `Keeper` runs what the app would run, in simulated time: the timer every minute, nudges and follow-ups from
 the queue, operations, each delivered to a process of its own that a test may let die at any request. Storage

@@ -91,8 +91,11 @@ class Case:
 
     @property
     def is_reported_attached(self) -> bool:
+        """Whether the node's status lists it as attached. Of a volume that is gone that says nothing: the
+        attach/detach controller puts it back whenever a detach fails, as it then always does.
+        """
         node = self.node
-        if node is None:
+        if node is None or not self.volumes:
             return False
         return any(name.lower().endswith(f"^{key(self.disk_id)}") for name in node.volumes_attached)
 

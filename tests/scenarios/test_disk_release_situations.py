@@ -1,0 +1,368 @@
+"""The situations of docs/disk-release.md, one after the other, over the whole local world in simulated time.
+
+Each ends with the right verdict or the disk free, and with nothing corrupted by the oracle that sees what
+really happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from disk_release_world import OUT_OF_SERVICE, Keeper
+
+from sandbox.arm import QUOTED
+from sandbox.arm.core import Ending
+from sandbox.asgi import Fault, on
+from sandbox.kube.volumes import VOLUMES
+from sandbox.scenario import World
+
+DETACH = "attachDetachDataDisks"
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """Three nodes and a database with one disk, an hour old."""
+    with World(serve=False) as world:
+        world.cloud.marks_out_of_service = False
+        world.arm.core.latencies = QUOTED
+        world.add_nodes("a", "b", "c")
+        world.add_stateful_set("db")
+        world.advance(120)
+        yield world
+
+
+@pytest.fixture
+def keep(world: World, tmp_path: Path) -> Any:
+    """Start the app beside the world, with what stands under `diskRelease`."""
+    return lambda **policy: Keeper(world, tmp_path, **policy)
+
+
+def disk_of(world: World, name: str = "db-0") -> str:
+    return world.arm.id_of("Microsoft.Compute/disks", name)
+
+
+def _not_found(machine: str, times: int = 1) -> Fault:
+    """Azure says of a machine that it is not there, although it is."""
+    body = {"error": {"code": "ResourceNotFound", "message": "It was not found."}}
+    return Fault(on("GET", f"/virtualMachines/{machine}"), status=404, body=body, times=times)
+
+
+def runs_elsewhere(world: World, was: str) -> bool:
+    """Whether the database runs on another node than it did."""
+    pod = next(iter(world.pods("db")), None)
+    return pod is not None and pod.is_running and pod.node != was
+
+
+def test_s1_a_stateful_set_fails_over_from_a_dead_kubelet(world: World, keep: Any) -> None:
+    app, dead = keep(), world.pod("db-0").node
+    world.kill_kubelet(dead)
+    app.until(lambda: not world.node(dead).is_ready, within=60)
+    app.nudge()
+    app.until(lambda: runs_elsewhere(world, dead), within=300)
+    app.until(lambda: app.events("Released"), within=60)
+    app.run(120)
+    assert world.corruptions == []
+    assert [r.path.rpartition("/")[2] for r in app.writes()] == ["powerOff"]
+    assert app.writes()[0].query["skipShutdown"] == "true"
+    assert app.events() == ["FenceBegun", "PoweredOff", "NodeTainted", "Released", "NodeUntainted"]
+    assert OUT_OF_SERVICE not in world.node(dead).taints
+    assert app.state["done"][0]["disk"] == disk_of(world).lower()
+    assert app.failures == app.poisoned == []
+
+
+# Other kinds of machines
+
+
+@pytest.mark.parametrize("kind", ["availability set", "uniform", "flexible"])
+def test_s1_on_every_kind_of_machine(tmp_path: Path, kind: str) -> None:
+    with World(serve=False) as world:
+        world.cloud.marks_out_of_service = False
+        world.arm.core.latencies = QUOTED
+        if kind == "availability set":
+            world.add_availability_set("as", "a", "b", "c")
+        else:
+            world.add_scale_set("agents", 3, flexible=kind == "flexible")
+        world.add_stateful_set("db")
+        world.advance(120)
+        app, dead = Keeper(world, tmp_path), world.pod("db-0").node
+        world.kill_kubelet(dead)
+        app.until(lambda: runs_elsewhere(world, dead), within=400)
+        app.until(lambda: app.events("Released"), within=120)
+        assert world.corruptions == [] and app.failures == []
+        assert [r.path.rpartition("/")[2] for r in app.writes()] == ["powerOff"]
+
+
+# S2: the machine is off
+
+
+@pytest.mark.parametrize("deallocate", [False, True], ids=["stopped", "deallocated"])
+def test_s2_a_machine_that_is_off_is_not_fenced_but_released(
+    world: World, keep: Any, deallocate: bool
+) -> None:
+    app, dead = keep(fence="never"), world.pod("db-0").node
+    world.stop_machine(dead, deallocate=deallocate)
+    app.until(lambda: not world.node(dead).is_ready, within=60)
+    app.nudge()
+    seconds = app.until(lambda: OUT_OF_SERVICE in world.node(dead).taints, within=60)
+    assert seconds < 10
+    app.until(lambda: runs_elsewhere(world, dead), within=200)
+    app.run(120)
+    assert world.corruptions == []
+    assert app.writes() == []
+    assert app.events() == ["NodeTainted", "Released", "NodeUntainted"]
+
+
+def test_s2_a_machine_that_comes_back_meanwhile_gets_its_service_back(world: World, keep: Any) -> None:
+    app, dead = keep(), world.pod("db-0").node
+    world.stop_machine(dead)
+    app.until(lambda: OUT_OF_SERVICE in world.node(dead).taints, within=180)
+    world.start_machine(dead)
+    app.until(lambda: world.node(dead).is_ready, within=120)
+    app.until(lambda: OUT_OF_SERVICE not in world.node(dead).taints, within=120)
+    app.until(lambda: world.pod("db-0").is_running, within=300)
+    app.run(600)
+    assert world.corruptions == [] and world.pod("db-0").is_running
+    assert app.state.get("releases", {}) == {}
+
+
+def test_s2_a_machine_on_its_way_down_is_waited_for(world: World, keep: Any) -> None:
+    app, dead = keep(), world.pod("db-0").node
+    world.kill_kubelet(dead)
+    world.stop_machine(dead, deallocate=True, at_once=False)
+    app.until(lambda: runs_elsewhere(world, dead), within=500)
+    assert world.corruptions == [] and app.writes() == []
+
+
+def test_a_fence_that_is_never_allowed_is_reported(world: World, keep: Any) -> None:
+    app, dead = keep(fence="never"), world.pod("db-0").node
+    world.kill_kubelet(dead)
+    app.run(600)
+    assert app.left_alone()[f"db-0 on {dead}"] == "FenceIsAllowed"
+    assert app.writes() == [] and world.node(dead).taints and OUT_OF_SERVICE not in world.node(dead).taints
+
+
+def test_a_fence_waits_for_approval_and_then_goes_on(world: World, keep: Any) -> None:
+    app, dead = keep(fence="approve"), world.pod("db-0").node
+    world.kill_kubelet(dead)
+    app.run(300)
+    assert app.writes() == []
+    identity = app.operate("approve", automation="disk-release", subject=dead)
+    app.until(lambda: runs_elsewhere(world, dead), within=300)
+    assert app.clients().operations.read(identity).state == "Succeeded"
+    assert world.corruptions == []
+
+
+def test_dry_run_plans_and_does_nothing(world: World, keep: Any) -> None:
+    app, dead = keep(dryRun=True), world.pod("db-0").node
+    world.kill_kubelet(dead)
+    app.run(400)
+    assert app.writes() == [] and app.events() == []
+    assert OUT_OF_SERVICE not in world.node(dead).taints
+
+
+# S3: the machine is gone
+
+
+def test_s3_a_deleted_machine_leaves_no_attachment_behind(world: World, keep: Any) -> None:
+    app, gone = keep(), world.pod("db-0").node
+    world.kill_kubelet(gone)
+    app.run(5)
+    world.delete_machine(gone)
+    began = world.seconds
+    app.until(lambda: runs_elsewhere(world, gone), within=600)
+    assert world.corruptions == [] and app.writes() == []
+    assert world.seconds - began < 300
+
+
+def test_s3_a_404_once_proves_nothing(world: World, keep: Any) -> None:
+    app, dead = keep(fence="never"), world.pod("db-0").node
+    world.kill_kubelet(dead)
+    app.until(lambda: not world.node(dead).is_ready, within=60)
+    world.arm.fault(_not_found(dead))
+    app.nudge()
+    app.run(20)
+    assert [a for a in world.attachments() if a[1] == dead]
+    app.run(200)
+    assert [a for a in world.attachments() if a[1] == dead]
+    assert app.events() == []
+
+
+# S5 to S18
+
+
+def test_s5_a_zombie_attachment_is_detached_when_it_is_old(world: World, keep: Any) -> None:
+    app = keep()
+    disk = world.arm.add_disk("left", **{"kubernetes.io-created-for-pv-name": "pv-left"})
+    world.add_volume("pv-left", disk)
+    world.arm.attach(world.machine("c"), disk, 7)
+    app.run(300)
+    assert world.owner(disk) == "c" and app.writes() == []  # an attach may be under way
+    app.until(lambda: not world.owner(disk), within=900)
+    app.run(120)
+    assert [r.json for r in app.writes()] == [{"dataDisksToDetach": [{"diskId": disk}]}]
+    assert app.events() == ["DetachBegun", "Detached", "Released"]
+    assert world.corruptions == [] and world.pod("db-0").is_running
+
+
+def test_s5_a_strange_disk_is_left_where_it_is(world: World, keep: Any) -> None:
+    app = keep()
+    disk = world.arm.add_disk("strange")
+    world.arm.attach(world.machine("c"), disk, 7)
+    app.run(1500)
+    assert world.owner(disk) == "c" and app.writes() == []
+    assert app.left_alone()["strange on c"] == "ForeignDisk"
+
+
+def test_s6_a_disk_taken_from_under_a_mount_is_reported(world: World, keep: Any) -> None:
+    app, node = keep(), world.pod("db-0").node
+    world.arm.detach(world.machine(node), disk_of(world))
+    app.run(200)
+    assert app.left_alone()[f"db-0 on {node}"] == "DetachedUnderneath"
+    assert app.writes() == []
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_s7_a_machine_in_failed_state_is_repaired_where_that_is_allowed(
+    world: World, keep: Any, repair: bool
+) -> None:
+    app, node = keep(repair=repair), world.pod("db-0").node
+    world.disks.forces = False
+    _fail(world, node)
+    world.cordon(node)
+    world.delete_pod("db-0")
+    app.run(300)
+    if repair:
+        app.until(lambda: runs_elsewhere(world, node), within=900)
+        assert [r.path.rpartition("/")[2] for r in app.writes()] == ["reapply"]
+        assert "Reapplied" in app.events()
+    else:
+        assert app.left_alone()[f"db-0 on {node}"] == "VmFailed"
+        assert app.writes() == []
+    assert world.corruptions == []
+
+
+def _fail(world: World, node: str) -> None:
+    """A write on the machine fails, as an extension would, and leaves it in failed state."""
+    world.arm.core.endings.append(Ending(on="virtualMachines/patch", code="VMExtensionProvisioningError"))
+    world.arm.core.do("PATCH", world.machine(node), {"tags": {"x": "y"}}, at_once=False)
+    world.advance(200)
+
+
+def test_s8_a_detach_that_hangs_is_forced_after_the_fence_and_a_plain_try(world: World, keep: Any) -> None:
+    app, dead = keep(), world.pod("db-0").node
+    world.disks.forces = False
+    # The driver's own detach fails again and again; so does the first of ours.
+    world.arm.core.endings.append(Ending(on="virtualMachines/" + DETACH, times=50, code="DetachFailed"))
+    world.kill_kubelet(dead)
+    app.until(lambda: app.events("ForceDetachBegun"), within=1500)
+    world.arm.core.endings.clear()
+    app.until(lambda: runs_elsewhere(world, dead), within=300)
+    sent = [r.path.rpartition("/")[2] for r in app.writes()]
+    assert sent[0] == "powerOff" and sent.count(DETACH) <= 2
+    assert world.corruptions == []
+
+
+def test_s10_an_attachment_whose_volume_is_gone_is_let_go(world: World, keep: Any) -> None:
+    app = keep()
+    tag = {"kubernetes.io-created-for-pv-name": "pv-db-0"}
+    world.arm.core.do("PATCH", disk_of(world), {"tags": tag})
+    world.scale("db", 0)
+    world.kubernetes.remove(VOLUMES, "pv-db-0", "")
+    app.run(1500)
+    assert world.attachments() == []
+    assert world.owner(disk_of(world)) == ""
+    assert world.corruptions == []
+
+
+def test_s13_a_shared_disk_is_reported(world: World, keep: Any, tmp_path: Path) -> None:
+    disk = world.arm.add_disk("shared", shares=2)
+    world.add_volume("pv-shared", disk, claim="shared")
+    world.add_claim("shared")
+    world.add_pod("one", claims=["shared"])
+    world.advance(120)
+    app, dead = keep(), world.pod("one").node
+    world.kill_kubelet(dead)
+    app.run(400)
+    assert app.left_alone()[f"shared on {dead}"] == "SharedDisk"
+
+
+def test_s18_a_disk_with_an_active_export_is_reported(world: World, keep: Any) -> None:
+    app, dead = keep(), world.pod("db-0").node
+    world.stop_machine(dead, deallocate=True)
+    world.arm.core.do("POST", disk_of(world), {"access": "Read", "durationInSeconds": 60}, "beginGetAccess")
+    app.run(300)
+    assert app.left_alone()[f"db-0 on {dead}"] == "DiskBusy"
+    assert app.events() == []
+
+
+# Limits
+
+
+def test_when_half_the_cluster_is_silent_nothing_is_begun(world: World, keep: Any) -> None:
+    app = keep()
+    world.cut_off("a", "b")
+    app.run(900)
+    assert app.writes() == []
+    assert "ClusterIsNotFrozen" in app.left_alone().values()
+    world.revive_kubelet("a", "b")
+    app.run(200)
+    assert world.corruptions == [] and world.pod("db-0").is_running
+
+
+def test_no_more_machines_are_fenced_than_the_window_allows(world: World, keep: Any) -> None:
+    world.add_nodes(*(f"n{number}" for number in range(9)))
+    world.add_stateful_set("web", 6)
+    world.advance(200)
+    app = keep(fencesPerWindow=1)
+    busy = sorted({pod.node for pod in (*world.pods("web"), *world.pods("db"))})[:3]
+    world.kill_kubelet(*busy)
+    app.run(600)
+    assert [r.path.rpartition("/")[2] for r in app.writes()] == ["powerOff"]
+    assert "FencesAreWithinLimits" in app.left_alone().values()
+    assert world.corruptions == []
+
+
+def test_excluded_pods_keep_their_machine(world: World, keep: Any) -> None:
+    app, dead = keep(exclude=["app=db"]), world.pod("db-0").node
+    world.kill_kubelet(dead)
+    app.run(400)
+    assert app.left_alone()[f"db-0 on {dead}"] == "NothingIsExcluded" and app.writes() == []
+
+
+def test_a_dead_node_without_disks_is_none_of_our_business(world: World, keep: Any) -> None:
+    app = keep()
+    idle = next(node for node in "abc" if node != world.pod("db-0").node)
+    world.kill_kubelet(idle)
+    app.run(400)
+    assert app.writes() == [] and app.left_alone() == {} and app.reads(idle) == 0
+
+
+def test_all_disks_of_a_dead_machine_go_in_one_call(world: World, keep: Any) -> None:
+    for other in ("a", "c"):
+        world.cordon(other)
+    world.add_stateful_set("more", 3)
+    world.advance(200)
+    for other in ("a", "c"):
+        world.cordon(other, off=True)
+    app = keep()
+    _stop_driver(world)
+    world.kill_kubelet("b")
+    app.until(lambda: any(r.path.endswith(DETACH) for r in app.writes()), within=600)
+    sent = next(r for r in app.writes() if r.path.endswith(DETACH))
+    assert len(sent.json["dataDisksToDetach"]) >= 3
+    app.run(300)
+    assert [r.path.rpartition("/")[2] for r in app.writes()] == ["powerOff", DETACH]
+    assert world.corruptions == [] and len(app.events("Released")) >= 3
+
+
+def _stop_driver(world: World) -> None:
+    """The disk driver's controller is down: it never detaches anything."""
+    world.disks.detach = _never  # type: ignore[method-assign]
+    world.disks._go_on = _never  # type: ignore[method-assign]
+
+
+def _never(*_: object) -> None:
+    raise RuntimeError("the driver's controller is down")
