@@ -37,6 +37,8 @@ QUIET_POOLS = timedelta(minutes=10)
 BUSY_POOLS = timedelta(seconds=20)
 """While pods wait, or capacity was asked for."""
 QUIET_MACHINES, BUSY_MACHINES = timedelta(minutes=5), timedelta(seconds=45)
+REMEMBERED_ITEMS = 300
+"""Longer lists are read again rather than carried along in a state that every pass writes."""
 USAGES = timedelta(minutes=5)
 
 
@@ -209,7 +211,8 @@ class AzureReader:
             self._remembered.pop(key, None)
         else:
             small = slim(key, body)
-            self._remembered[key] = {"readAt": f"{self._now:%Y-%m-%dT%H:%M:%SZ}", "body": small}
+            if len(body.get("value") or ()) <= REMEMBERED_ITEMS:
+                self._remembered[key] = {"readAt": f"{self._now:%Y-%m-%dT%H:%M:%SZ}", "body": small}
             reading = reading if self._whole else msgspec.structs.replace(reading, body=small)
         self.readings[key] = reading
         return reading

@@ -16,7 +16,7 @@ Called by `act` and `reconcile`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -31,7 +31,7 @@ from shared.autoscaling.ledger import (
     failure_of,
     is_busy,
 )
-from shared.autoscaling.pools.driver import Driver, Fresh
+from shared.autoscaling.pools.driver import Driver, Fresh, MachineState
 from shared.autoscaling.work import Work, poll_due
 from shared.clients.arm import Progress
 from shared.errors import ApiError, NotFoundError, ThrottledError, UnavailableError, UnsafePlanError
@@ -66,6 +66,8 @@ def begin_growth(work: Work, wish: Wish) -> Outcome:
     driver = work.driver_of(pool)
     try:
         fresh = _checked(work, driver, wish)
+        if fresh.capacity < wish.seen:
+            wish = _corrected(work, driver, wish, fresh)
     except Declined as declined:
         work.look_at_everything()
         work.pools_changed()
@@ -79,7 +81,7 @@ def begin_growth(work: Work, wish: Wish) -> Outcome:
 
 
 def _checked(work: Work, driver: Driver, wish: Wish) -> Fresh:
-    pool, was, to, seen = wish.pool, wish.was, wish.to, wish.seen
+    pool, was, to = wish.pool, wish.was, wish.to
     fresh = driver.read(work.arm, pool.id)
     if fresh.hands_off:
         raise UnsafePlanError(f"{pool.name}: {fresh.hands_off}")
@@ -89,14 +91,26 @@ def _checked(work: Work, driver: Driver, wish: Wish) -> Fresh:
         raise Declined(
             f"{pool.name} was planned for with {was} machines and has {fresh.capacity}; planning anew"
         )
-    if fresh.capacity < seen:
-        raise Declined(
-            f"Azure says {pool.name} has {fresh.capacity} machines while {seen} of its nodes are in the "
-            "cluster; that is not believed"
-        )
     if to > pool.max:
         raise UnsafePlanError(f"{pool.name} may have {pool.max} machines, {to} were wanted")
     return fresh
+
+
+def _corrected(work: Work, driver: Driver, wish: Wish, fresh: Fresh) -> Wish:
+    """The pool's capacity is below what runs (an answer that is wrong, or a deletion that failed and was
+    counted): its machines say what to add to.
+    """
+    pool = wish.pool
+    machines = [one for one in driver.machines(work.arm, pool.id) if one.state is not MachineState.DELETING]
+    if len(machines) < wish.seen:
+        raise Declined(
+            f"Azure says {pool.name} has {fresh.capacity} machines while {wish.seen} of its nodes are in the "
+            "cluster; that is not believed"
+        )
+    to = min(len(machines) + wish.to - wish.was, pool.max)
+    if to <= len(machines):
+        raise UnsafePlanError(f"{pool.name} has {len(machines)} machines, as many as it may")
+    return replace(wish, to=to)
 
 
 def _ask(work: Work, wish: Wish, driver: Driver, fresh: Fresh) -> Outcome:

@@ -89,15 +89,32 @@ def test_a_stale_reading_of_48_against_86_leads_to_nothing(world: World) -> None
     assert app.writes() == []
 
 
-def test_a_capacity_below_what_runs_is_never_believed(world: World) -> None:
-    """kubernetes/autoscaler#9452: the API briefly says 0."""
+def test_a_capacity_below_what_runs_is_never_built_upon(world: World) -> None:
+    """kubernetes/autoscaler#9452: the API briefly says 0. What runs is counted instead."""
     pool, app = add_pool(world, capacity=3), App(world)
-    found = world.arm.core.state.find(pool)
-    world.arm.core.state.store(_id(pool), {**found.body, "sku": {**found.body["sku"], "capacity": 0}})
+    say_capacity(world, pool, 0)
+    (outcome,) = app.carry_out(up(pool, 0, 1))
+    assert outcome.status is Status.SUCCEEDED, outcome.message
+    assert outcome.data["to"] == 4
+    world.advance(90)
+    assert app.capacity(pool) == 4
+
+
+def test_a_capacity_that_nothing_confirms_leads_to_nothing(world: World) -> None:
+    pool, app = add_pool(world, capacity=3), App(world)
+    say_capacity(world, pool, 0)
+    listed = Fault(on("GET", f"{pool}/virtualMachines"), status=200, body={"value": []}, times=9)
+    world.arm.fault(listed)
     (outcome,) = app.carry_out(up(pool, 0, 1))
     assert outcome.status is Status.SKIPPED
     assert "not believed" in outcome.message
     assert app.writes() == []
+
+
+def say_capacity(world: World, pool: str, capacity: int) -> None:
+    found = world.arm.core.state.find(pool)
+    body = {**found.body, "sku": {**found.body["sku"], "capacity": capacity}}
+    world.arm.core.state.store(_id(pool), body)
 
 
 def _id(pool: str) -> Any:
