@@ -16,15 +16,15 @@ from shared.autoscaling.observe import machine_of
 from shared.autoscaling.work import Work
 from shared.errors import ApiError
 from shared.log import log_event
-from shared.model.plan import ActionKind, LeftAlone, Outcome, Plan, Status
+from shared.model.plan import LeftAlone, Outcome, Plan, Status
 from shared.model.pod import PendingPod
 
 TOLD, SHOWN = "told", "shown"
 """In the state: what was last said of each object, and the digest of the status that was last written."""
 
-HELPED = frozenset({"GetsNewNode", "NewNode", "WillFit", "Planned"})
-"""Reasons of pods that a planned or begun node is for."""
-SILENT = frozenset({"FitsExistingNode", "NodeOnItsWay", "TooYoung", "Gated"})
+HELPED = "NewNode"
+"""Reason of pods that a planned node is for."""
+SILENT = frozenset({"FitsExistingNode", "NodeOnItsWay", "TooYoung", "Gated", "BelongsToNode"})
 """Reasons about which there is nothing to tell."""
 EXPLAINED = 50
 """Pods explained in the status; the journal and `keeper status` have all."""
@@ -57,10 +57,10 @@ def _of_pods(observation: Observation, plan: Plan, outcomes: Sequence[Outcome]) 
         pod = by_subject.get(left.subject)
         if pod is None or left.reason in SILENT:
             continue
-        if left.reason not in HELPED:
+        if left.reason != HELPED:
             yield _pod_notice(pod, "NotTriggerScaleUp", f"{left.message} ({left.reason})", WARNING)
-        elif grown:
-            yield _pod_notice(pod, "TriggeredScaleUp", f"{left.message}: {grown}", NORMAL)
+        elif sizes := grown.get(left.message.rpartition("pool ")[2]):
+            yield _pod_notice(pod, "TriggeredScaleUp", f"{left.message} ({sizes})", NORMAL)
 
 
 def _pod_notice(pod: PendingPod, reason: str, message: str, kind: str) -> Notice:
@@ -75,15 +75,13 @@ def _pod_notice(pod: PendingPod, reason: str, message: str, kind: str) -> Notice
     )
 
 
-def _grown(outcomes: Iterable[Outcome]) -> str:
-    """`agents 2 -> 5`, of every pool that was grown."""
-    return ", ".join(
-        f"{one.action.target} {one.data['from']} -> {one.data['to']}"
+def _grown(outcomes: Iterable[Outcome]) -> dict[str, str]:
+    """`2 -> 5`, by the name of each pool that was grown."""
+    return {
+        one.action.target: f"{one.action.target} {one.data['from']} -> {one.data['to']}"
         for one in outcomes
-        if one.action.kind is ActionKind.SCALE_UP
-        and one.status is Status.SUCCEEDED
-        and one.data.get("event") == "ScaledUp"
-    )
+        if one.status is Status.SUCCEEDED and one.data.get("event") == "ScaledUp"
+    }
 
 
 def _of_nodes(observation: Observation, outcomes: Iterable[Outcome]) -> Iterator[Notice]:
