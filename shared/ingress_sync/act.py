@@ -8,24 +8,26 @@ never hides another. Called by `reconcile` and the operations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from shared.errors import AutomationError, LostLeaseError, UnsafePlanError
+from shared.errors import AutomationError, LostLeaseError
 from shared.ingress_sync import status, write
 from shared.ingress_sync.certificates import BadSecretError, facts, pfx
+from shared.ingress_sync.compile.names import prefix_of
 from shared.ingress_sync.compiled import Finding
 from shared.ingress_sync.observation import Observation, operational_state, provisioning_state
+from shared.ingress_sync.ownership import assert_foreign_untouched, own_keys
 from shared.ingress_sync.pace import pace
 from shared.ingress_sync.state import PartRecord, PutInFlight, write_state
 from shared.ingress_sync.write import Desk, Refusal, Step
 from shared.model.duration import parse_duration
-from shared.model.gateway import COLLECTIONS, Document, Part, part_key, parts
-from shared.model.plan import Action, ActionKind, LeftAlone, Outcome, Plan, Status, canonical_json
+from shared.model.gateway import Document, parts
+from shared.model.plan import Action, ActionKind, LeftAlone, Outcome, Plan, Status
 
 if TYPE_CHECKING:
     from shared.clients.kube import KubeClient
@@ -137,7 +139,7 @@ def put_last_good(place: Place) -> Step:
     except _Declined as declined:
         return Step(message=str(declined), again=declined.again)
     document = write.with_own(live.document, desk.state.parts, good.own)
-    check_foreign(live.document, document, desk.state.parts, ())
+    assert_foreign_untouched(live.document, document, _own(live.document, place))
     digests = write.live_digests({"properties": good.own})
     put = PutInFlight(
         id=desk.claim.run_id,
@@ -181,8 +183,15 @@ def _body(compiled: Compiled, observation: Observation, place: Place) -> bytes:
     _check_ready(fresh.document)
     if (fresh.etag, provisioning_state(fresh.document)) != (seen.get("etag"), provisioning_state(seen)):
         raise _Declined("the gateway has changed since it was read", timedelta(seconds=1))
-    check_foreign(fresh.document, compiled.document, desk.state.parts, desk.policy.take_over)
+    assert_foreign_untouched(fresh.document, compiled.document, _own(fresh.document, place))
     return msgspec.json.encode(_with_uploads(compiled.document, uploads))
+
+
+def _own(live: Document, place: Place) -> frozenset[str]:
+    """What of the live gateway may be changed."""
+    desk = place.desk
+    prefix = prefix_of(place.cluster, desk.policy.prefix)
+    return own_keys(live, prefix, desk.state.parts, desk.policy)
 
 
 def _check_ready(gateway: Document) -> None:
@@ -216,50 +225,6 @@ def _with_uploads(document: Document, uploads: Mapping[str, dict[str, str]]) -> 
         for part in parts(document, "sslCertificates")
     ]
     return {**document, "properties": {**document["properties"], "sslCertificates": certificates}}
-
-
-# The promise to others
-
-
-def check_foreign(live: Document, wanted: Document, own: Iterable[str], take_over: Iterable[str]) -> None:
-    """UnsafePlanError unless everything of `live` that is not ours is in `wanted`, byte for byte.
-
-    `own` are the keys of parts on record as ours, `take_over` the patterns an operator gave away.
-    """
-    ours, given = frozenset(own), tuple(pattern.lower() for pattern in take_over)
-    for what, before, after in _halves(live, wanted):
-        if canonical_json(before) != canonical_json(after):
-            raise UnsafePlanError(f"the document would change '{what}' of the gateway, which is not ours")
-    for collection in COLLECTIONS:
-        found = {_key(collection, part): part for part in parts(wanted, collection)}
-        for part in parts(live, collection):
-            key = _key(collection, part)
-            if key in ours or _is_given(key, given):
-                continue
-            if key not in found or canonical_json(found[key]) != canonical_json(part):
-                raise UnsafePlanError(f"the document would change '{key}' of the gateway, which is not ours")
-
-
-def _halves(live: Document, wanted: Document) -> Iterable[tuple[str, Any, Any]]:
-    """Everything beside the collections of parts, in both documents."""
-    for key in sorted(live.keys() | wanted.keys()):
-        if key != "properties":
-            yield key, live.get(key), wanted.get(key)
-    before, after = live.get("properties") or {}, wanted.get("properties") or {}
-    for key in sorted(before.keys() | after.keys()):
-        if key not in COLLECTIONS:
-            yield f"properties.{key}", before.get(key), after.get(key)
-
-
-def _key(collection: str, part: Part) -> str:
-    return part_key(collection, str(part.get("name")))
-
-
-def _is_given(key: str, patterns: tuple[str, ...]) -> bool:
-    lower = key.lower()
-    return any(
-        lower.startswith(pattern[:-1]) if pattern.endswith("*") else lower == pattern for pattern in patterns
-    )
 
 
 # What users see

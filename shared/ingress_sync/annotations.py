@@ -432,7 +432,6 @@ TABLE: tuple[Annotation, ...] = (
 )
 
 BY_KEY = {annotation.key: annotation for annotation in TABLE}
-WRITTEN_BY_US = frozenset({OWN_PREFIX + "status", OWN_PREFIX + "deviations"})
 
 
 def parse(annotations: Mapping[str, str] | None) -> tuple[Options, tuple[Problem, ...]]:
@@ -442,7 +441,7 @@ def parse(annotations: Mapping[str, str] | None) -> tuple[Options, tuple[Problem
     said: dict[str, Any] = {}
     problems: list[Problem] = []
     for key in annotations:
-        if key.startswith((PREFIX, OWN_PREFIX)) and key not in WRITTEN_BY_US:
+        if key.startswith((PREFIX, OWN_PREFIX)):
             _parse_one(key, annotations[key], said, problems)
     problems.sort(key=lambda problem: problem.annotation)
     return (Options(**said) if said else NOTHING_SAID), tuple(problems)

@@ -147,7 +147,9 @@ class Backends:
         number, is_mixed = min(numbers), len(numbers) > 1
         if is_mixed:
             others = ", ".join(map(str, sorted(numbers)[1:]))
-            text = f"endpoints of Service {key} listen on different ports; {number} is used, {others} get nothing"
+            text = (
+                f"endpoints of Service {key} listen on several ports; {number} is used, {others} get nothing"
+            )
             notes = (*notes, ("MixedTargetPorts", text))
         pool = f"{key}:{number}" if is_mixed else self._canonical.get(key, key)
         return Resolved(

@@ -84,17 +84,26 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     document: dict[str, Any]
     digest: str
+    approval: str = ""
+    """Digest of the change without the contents of pools: what an operator approves."""
     parts: dict[str, str] = {}
     uploads: tuple[Upload, ...] = ()
-    table: tuple[RouteLine, ...] = ()
     quarantined: tuple[Quarantined, ...] = ()
     warnings: tuple[Finding, ...] = ()
     deviations: dict[str, tuple[str, ...]] = {}
     served: dict[str, tuple[str, ...]] = {}
+    frontends: dict[str, str] = {}
+    """Each served object's frontend, `public` or `private`."""
     route_digests: dict[str, str] = {}
+    part_owners: dict[str, tuple[str, ...]] = {}
+    """Key of each part of ours (`collection/name`) to the objects it is there for."""
     changed_owners: tuple[str, ...] = ()
     unused_certificates: tuple[str, ...] = ()
     head_room: tuple[HeadRoom, ...] = ()
     change: Change = Change.NONE
     changes: dict[str, dict[str, list[str]]] = {}
+    interruptions: tuple[str, ...] = ()
+    """One sentence for each listener whose connections the change ends."""
+    certificate_changes: tuple[str, ...] = ()
+    """Listeners that get another certificate."""
     routes: str = ""

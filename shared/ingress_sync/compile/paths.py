@@ -33,11 +33,11 @@ class Target(msgspec.Struct, frozen=True, gc=False):
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """One path that an object asks for."""
+    """One path that an object asks for. `target` is the number of a `Target` (`cells.Cells.targets`)."""
 
     path: str
     match: Match
-    target: Target
+    target: int
     owner: str
     is_default: bool = False
 
@@ -54,7 +54,7 @@ class RuleLine(msgspec.Struct, frozen=True, gc=False):
     """One path rule: patterns in order, one target, and who asked for it."""
 
     patterns: tuple[str, ...]
-    target: Target
+    target: int
     owners: tuple[str, ...]
 
 
@@ -182,12 +182,12 @@ class _Builder:
 
     def _ordered(self) -> Iterable[RuleLine]:
         """Longest first; patterns without `*` join a rule of their target that comes early enough."""
-        starred = sorted(self.starred.values(), key=lambda one: (-len(one[0]), _order(one[1]), one[0]))
-        longest: dict[Target, int] = {}
+        starred = sorted(self.starred.values(), key=lambda one: (-len(one[0]), one[1].target, one[0]))
+        longest: dict[int, int] = {}
         for literal, entry in starred:
             longest.setdefault(entry.target, len(literal))
-        joining: dict[Target, list[tuple[str, Entry]]] = {}
-        ahead: dict[Target, list[tuple[str, Entry]]] = {}
+        joining: dict[int, list[tuple[str, Entry]]] = {}
+        ahead: dict[int, list[tuple[str, Entry]]] = {}
         for literal, entry in sorted(self.plain.values(), key=lambda one: one[0]):
             joins = longest.get(entry.target, 0) > len(literal)
             (joining if joins else ahead).setdefault(entry.target, []).append((literal, entry))
@@ -204,12 +204,7 @@ class _Builder:
             yield _line(run[0][1].target, run)
 
 
-def _order(entry: Entry) -> str:
-    backend = entry.target.backend
-    return backend.service if backend else entry.target.redirect
-
-
-def _line(target: Target, found: list[tuple[str, Entry]]) -> RuleLine:
+def _line(target: int, found: list[tuple[str, Entry]]) -> RuleLine:
     return RuleLine(
         patterns=tuple(pattern for pattern, _ in found),
         target=target,

@@ -1,0 +1,121 @@
+"""A gateway's document in words: the route table before and after, and the room that is left. Pure.
+
+Made from the document alone, so that the table shows what is there and not what was meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from shared.ingress_sync.compiled import Compiled, HeadRoom, RouteLine
+from shared.model.gateway import Document, Part, hosts_of, inside, parts, reference
+
+
+def route_table(document: Document) -> tuple[RouteLine, ...]:
+    """What comes in where goes where, by frontend and port in the order in which the gateway asks; parts of
+    everyone. `owner` is the listener's name.
+    """
+    table = _Table(document)
+    rules = parts(document, "requestRoutingRules")
+    lines = [
+        (table.place(rule), int(inside(rule).get("priority") or 0), line)
+        for rule in rules
+        for line in table.lines(rule)
+    ]
+    return tuple(line for _, _, line in sorted(lines, key=lambda one: one[:2]))
+
+
+class _Table:
+    def __init__(self, document: Document) -> None:
+        self.by_id = {
+            str(part.get("id")).lower(): part
+            for collection in (
+                "httpListeners",
+                "frontendIPConfigurations",
+                "frontendPorts",
+                "urlPathMaps",
+                "backendAddressPools",
+                "backendHttpSettingsCollection",
+                "redirectConfigurations",
+            )
+            for part in parts(document, collection)
+        }
+
+    def place(self, rule: Part) -> tuple[str, int]:
+        listener = self._at(rule, "httpListener")
+        frontend = self._at(listener, "frontendIPConfiguration")
+        kind = "public" if inside(frontend).get("publicIPAddress") else "private"
+        return kind, int(inside(self._at(listener, "frontendPort")).get("port") or 0)
+
+    def lines(self, rule: Part) -> Iterable[RouteLine]:
+        listener, (kind, port) = self._at(rule, "httpListener"), self.place(rule)
+        routes = list(self._routes(rule))
+        for host in hosts_of(listener) or ("",):
+            for path, target in routes:
+                yield RouteLine(
+                    frontend=kind,
+                    port=port,
+                    protocol=str(inside(listener).get("protocol")),
+                    host=host,
+                    path=path,
+                    target=target,
+                    owner=str(listener.get("name")),
+                )
+
+    def _routes(self, rule: Part) -> Iterable[tuple[str, str]]:
+        found = self.by_id.get(reference(rule, "urlPathMap"))
+        if found is None:
+            yield "/*", self._target(rule, "")
+            return
+        for one in inside(found).get("pathRules") or ():
+            for path in inside(one).get("paths") or ():
+                yield str(path), self._target(one, "")
+        yield "/*", self._target(found, "default")
+
+    def _target(self, part: Part, prefix: str) -> str:
+        def field(name: str) -> str:
+            return prefix + name[0].upper() + name[1:] if prefix else name
+
+        redirect = self.by_id.get(reference(part, field("redirectConfiguration")))
+        if redirect is not None:
+            listener = self._at(redirect, "targetListener")
+            return f"redirect to {inside(redirect).get('targetUrl') or listener.get('name')}"
+        pool = self._at(part, field("backendAddressPool"))
+        settings = inside(self._at(part, field("backendHttpSettings")))
+        count = len(inside(pool).get("backendAddresses") or ())
+        return f"{pool.get('name')} ({count}) {str(settings.get('protocol')).lower()}:{settings.get('port')}"
+
+    def _at(self, part: Part, field: str) -> Part:
+        return self.by_id.get(reference(part, field), {})
+
+
+def line_text(line: RouteLine) -> str:
+    """One line of the table."""
+    place = f"{line.frontend} {line.protocol.lower()}:{line.port}"
+    return f"{place} {line.host or '(any host)'}{line.path} -> {line.target}"
+
+
+def route_changes(before: Document, after: Document) -> tuple[list[str], list[str]]:
+    """(lines that come, lines that go), each in the order of its table."""
+    was = [line_text(line) for line in route_table(before)]
+    now = [line_text(line) for line in route_table(after)]
+    known, kept = set(was), set(now)
+    return [line for line in now if line not in known], [line for line in was if line not in kept]
+
+
+def head_room_text(rooms: Iterable[HeadRoom]) -> list[str]:
+    """One sentence for each limit that is used at all, the tightest first."""
+    ordered = sorted(rooms, key=lambda room: (-(room.used / room.limit), room.name))
+    return [
+        f"{room.name}: {room.used} of {room.limit} used, {room.own} by this cluster"
+        for room in ordered
+        if room.used
+    ]
+
+
+def report(before: Document, compiled: Compiled) -> list[str]:
+    """What a plan has to say beside its actions: routes, interruptions, room."""
+    come, go = route_changes(before, compiled.document)
+    lines = [f"+ {line}" for line in come] + [f"- {line}" for line in go]
+    lines += [f"interrupts: {one}" for one in compiled.interruptions]
+    return lines + head_room_text(compiled.head_room)
