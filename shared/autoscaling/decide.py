@@ -1,0 +1,280 @@
+"""Decides what to do about a cluster's nodes: (Observation, policy, now) -> Plan, one plan over all pools.
+
+In this order: pods that wait are placed on the nodes there are; what sizes must be kept is planned; the rest
+is packed onto new nodes; instances that never became nodes are named for replacement; nodes that nobody needs
+are named for removal. Every pod and every node left alone has its reason. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from shared.autoscaling.board import Group
+from shared.autoscaling.choose import total_cost, ways
+from shared.autoscaling.explain import explain
+from shared.autoscaling.facts import read_facts
+from shared.autoscaling.observation import AUTOMATION, Observation
+from shared.autoscaling.pack import Choice, Offer, rank
+from shared.autoscaling.policy import AutoscalingPolicy
+from shared.autoscaling.scale_down import Removal, Review, review
+from shared.autoscaling.scene import Scene, bound, set_scene
+from shared.model.plan import Action, ActionKind, LeftAlone, Plan, utc
+
+GROUPS_TRIED_TWICE = 400
+"""More distinct pods than that are packed in one way only: trying twice costs twice."""
+
+Document = dict[str, Any]
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """A plan, and what the next decision wants to know of this one (see Observation.state)."""
+
+    plan: Plan
+    memory: Document
+
+
+def decide(observation: Observation, policy: AutoscalingPolicy, now: datetime) -> Plan:
+    """The plan alone."""
+    return consider(observation, policy, now).plan
+
+
+def consider(observation: Observation, policy: AutoscalingPolicy, now: datetime) -> Decision:
+    """The plan with what is to be remembered."""
+    now = utc(now)
+    if stop := _stop(observation, policy):
+        alone = LeftAlone(subject=observation.cluster, reason=stop[0], message=stop[1])
+        return Decision(plan=_plan(observation, now, (), (alone,)), memory=_kept(observation))
+    scene = set_scene(observation, policy, read_facts(observation.azure, policy), now)
+    _keep_sizes(scene)
+    pack(scene)
+    growth = list(_growth(scene))
+    found = _review(scene, is_growing=bool(growth))
+    actions = (*growth, *_lost(scene), *_removals(found))
+    left = (*_notes(scene), *explain(scene), *found.left)
+    memory = _memory(scene, found)
+    return Decision(plan=_plan(observation, now, actions, left), memory=memory)
+
+
+def _plan(
+    observation: Observation, now: datetime, actions: Iterable[Action], left: Iterable[LeftAlone]
+) -> Plan:
+    return Plan(
+        automation=AUTOMATION,
+        cluster=observation.cluster,
+        now=now,
+        actions=tuple(actions),
+        left_alone=tuple(left),
+    )
+
+
+def _stop(observation: Observation, policy: AutoscalingPolicy) -> tuple[str, str] | None:
+    """(reason, message) of what forbids any change of this cluster now."""
+    if observation.state.get("paused"):
+        return "Paused", "paused by an operator; resume to go on"
+    nodes = observation.kubernetes.nodes
+    silent = sum(not node.is_ready for node in nodes)
+    if silent > policy.freeze_not_ready_count and silent > policy.freeze_not_ready_fraction * len(nodes):
+        text = f"{silent} of {len(nodes)} nodes are NotReady: from here that looks like a partition"
+        return "Frozen", f"{text}; nothing is added or removed"
+    return None
+
+
+# Growing
+
+
+def _keep_sizes(scene: Scene) -> None:
+    """Plan nodes for sizes that are asked for whatever pods need."""
+    for offer in scene.offers:
+        short = scene.floors[offer.pool.id].size - scene.size(offer.pool)
+        while short > 0 and offer.blocker() is None:
+            scene.packer.open_node(offer)
+            offer.floor += 1
+            short -= 1
+
+
+def pack(scene: Scene) -> None:
+    """Place every group: on what is there, then on new nodes, in the best of the ways to choose."""
+    wanted = [group for group in scene.groups if group.priority >= scene.policy.scale_up.min_priority]
+    ranked = rank(scene.groups, scene.offers)
+    scene.packer.settle(_nominated_first(scene, ranked))
+    if not scene.policy.scale_up.enabled:
+        return
+    hopeful = [group for group in ranked if group in wanted and scene.packer.remaining[group.key]]
+    for bundle in sorted({group.bundle for group in hopeful if group.bundle}):
+        _pack_whole(scene, [group for group in hopeful if group.bundle == bundle])
+    single = [group for group in hopeful if not group.bundle]
+    _pack_best(scene, single)
+    scene.packer.drop_spare(single)
+
+
+def _nominated_first(scene: Scene, groups: Sequence[Group]) -> list[Group]:
+    """Groups with nominated pods, which the scheduler has promised room, come first."""
+    return sorted(groups, key=lambda one: not any(pod.nominated for pod in scene.pods[one.key]))
+
+
+def _pack_best(scene: Scene, groups: Sequence[Group]) -> None:
+    choices = ways(scene.policy, scene.offers)
+    if len(choices) > 1 and len(groups) <= GROUPS_TRIED_TWICE:
+        choices.sort(key=lambda choice: _tried(scene, groups, choice))
+    scene.packer.grow(groups, choices[0])
+
+
+def _tried(scene: Scene, groups: Sequence[Group], choice: Choice) -> tuple[float, ...]:
+    """(pods left, the strategies' worst, cost) of packing this way; nothing is changed."""
+    kept = [(offer, offer.planned) for offer in scene.offers]
+    mark = scene.board.mark()
+    scene.packer.grow(groups, choice)
+    left = sum(scene.packer.remaining[group.key] for group in groups)
+    preferred = -sum(offer.priority * offer.planned for offer in scene.offers)
+    cost = total_cost(scene.offers)
+    scene.packer.undo(mark, kept)
+    first = scene.policy.scale_up.strategy[:1] == ("priority",)
+    return (left, preferred if first and len({o.priority for o in scene.offers}) > 1 else 0, cost)
+
+
+def _pack_whole(scene: Scene, groups: Sequence[Group]) -> None:
+    """All pods of a bundle, or none."""
+    kept = [(offer, offer.planned) for offer in scene.offers]
+    mark = scene.board.mark()
+    scene.packer.grow(groups, ways(scene.policy, scene.offers)[0])
+    if any(scene.packer.remaining[group.key] for group in groups):
+        scene.packer.undo(mark, kept)
+        for group in groups:
+            group.trouble = "its group does not fit as a whole, and is all or nothing"
+
+
+def _growth(scene: Scene) -> Iterator[Action]:
+    """One action for each pool that grows, the pools with the most pods first."""
+    held = {offer.pool.id: _held(scene, offer) for offer in scene.offers}
+    growing = [offer for offer in scene.offers if offer.rows]
+    for offer in sorted(growing, key=lambda one: (-held[one.pool.id], one.pool.id)):
+        yield _grow(scene, offer, held[offer.pool.id])
+
+
+def _held(scene: Scene, offer: Offer) -> int:
+    rows = set(offer.rows)
+    return sum(one.count for one in scene.board.placements if one.row in rows)
+
+
+def _grow(scene: Scene, offer: Offer, pods: int) -> Action:
+    pool, floor = offer.pool, scene.floors[offer.pool.id]
+    there, coming = len(scene.by_pool[pool.id]), scene.upcoming[pool.id]
+    count = pool.max - scene.size(pool) if offer.whole else offer.planned
+    target = max(pool.capacity, scene.size(pool) + len(scene.lost[pool.id])) + count
+    for_floor = offer.floor >= count or not pods
+    why = floor.message if for_floor else f"{pods} pods that wait fit nowhere else"
+    return Action(
+        kind=ActionKind.SCALE_UP,
+        target=pool.name,
+        reason=floor.reason if for_floor else "PodsPending",
+        message=f"grow pool {pool.name} by {count} to {target}: {why}",
+        parameters={"pool": pool.id, "from": pool.capacity, "to": target},
+        evidence=(
+            f"{there} nodes, {coming} on their way, at most {pool.max}",
+            f"{pods} pods would go to its new nodes",
+            _gap(scene),
+        ),
+        preconditions=(
+            f"the pool still has {pool.capacity} machines",
+            "no more machines run than Azure says",
+        ),
+    )
+
+
+def _gap(scene: Scene) -> str:
+    """How far from the best the whole plan can be at most."""
+    planned = sum(offer.planned for offer in scene.offers)
+    rows = {row for offer in scene.offers for row in offer.rows}
+    least = bound(scene, [(p.group, p.count) for p in scene.board.placements if p.row in rows])
+    least = max(least, 1)
+    if planned <= least:
+        return f"no plan can do with fewer than {planned} new nodes in all"
+    return f"{planned} new nodes in all, at most {planned / least - 1:.0%} above the optimum"
+
+
+# Instances that never became nodes, nodes that nobody needs
+
+
+def _lost(scene: Scene) -> Iterator[Action]:
+    for pool in scene.facts.pools:
+        known = {one.id: one for one in pool.machines}
+        draining = scene.state.get("draining") or {}
+        machines = [one for one in scene.lost[pool.id] if one not in draining]
+        if not machines or pool.hands_off:
+            continue
+        first = known[machines[0]]
+        why = f"{first.code}: {first.message}" if first.code else "it never registered"
+        yield Action(
+            kind=ActionKind.DELETE_INSTANCE,
+            target=pool.name,
+            reason="NeverRegistered" if not first.code else "ProvisioningFailed",
+            message=f"delete {len(machines)} machines of pool {pool.name} that did not become nodes ({why})",
+            parameters={"pool": pool.id, "machines": machines},
+            evidence=tuple(f"{known[one].computer_name or one}: {known[one].state}" for one in machines[:10]),
+            preconditions=("none of them has become a node",),
+        )
+
+
+def _review(scene: Scene, *, is_growing: bool) -> Review:
+    return review(scene, is_growing=is_growing) if scene.kubernetes.is_complete else Review()
+
+
+def _removals(found: Review) -> Iterator[Action]:
+    by_pool: dict[tuple[str, str], list[Removal]] = {}
+    for one in found.removals:
+        by_pool.setdefault((one.pool.id, one.reason), []).append(one)
+    for (_, reason), removals in by_pool.items():
+        pool, names = removals[0].pool, [one.node.name for one in removals]
+        yield Action(
+            kind=ActionKind.SCALE_DOWN,
+            target=pool.name,
+            reason=reason,
+            message=f"remove {', '.join(names[:5])}{' and more' if names[5:] else ''} of pool {pool.name}: "
+            f"{removals[0].message}",
+            parameters={"pool": pool.id, "nodes": names},
+            evidence=tuple(f"{one.node.name}: {one.message}" for one in removals[:20]),
+            preconditions=(
+                "every pod on them can be evicted within its budgets",
+                f"pool {pool.name} keeps at least {pool.min} nodes",
+            ),
+        )
+
+
+# What else is said and remembered
+
+
+def _notes(scene: Scene) -> Iterator[LeftAlone]:
+    """Pools that cannot be used, with the reason."""
+    for offer in scene.offers:
+        if offer.closed:
+            yield LeftAlone(subject=offer.pool.name, reason=offer.closed, message=offer.detail)
+        short = scene.floors[offer.pool.id].size - scene.size(offer.pool) - offer.planned
+        if short > 0 and (limit := offer.blocker()):
+            text = f"{scene.floors[offer.pool.id].message}, but {limit[1]}"
+            yield LeftAlone(subject=offer.pool.name, reason=limit[0], message=text)
+
+
+def _kept(observation: Observation) -> Document:
+    """While nothing may be concluded, what was known stays."""
+    state = observation.state
+    return {key: state[key] for key in ("unneededSince", "shortSince", "wishes") if key in state}
+
+
+def _memory(scene: Scene, found: Review) -> Document:
+    if not scene.kubernetes.is_complete:
+        return _kept(scene.observation) | {"wishes": scene.wishes}
+    short = {}
+    known = scene.state.get("shortSince") or {}
+    for pool in scene.facts.pools:
+        if pool.machines_known and pool.capacity > max(len(pool.machines), len(scene.by_pool[pool.id])):
+            short[pool.id] = known.get(pool.id) or f"{scene.now:%Y-%m-%dT%H:%M:%SZ}"
+    return {"unneededSince": found.unneeded_since, "shortSince": short, "wishes": scene.wishes}
+
+
+def memory_of(observation: Observation, policy: AutoscalingPolicy, now: datetime) -> Document:
+    """What is to be remembered of a decision."""
+    return consider(observation, policy, now).memory

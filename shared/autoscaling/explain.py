@@ -1,0 +1,115 @@
+"""Says of every pending pod which node it gets, or what keeps it waiting and what would lift that. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from shared.autoscaling.board import Group, selects, tolerates
+from shared.autoscaling.pack import Offer, in_place
+from shared.autoscaling.scene import Scene, free_of
+from shared.model.plan import LeftAlone
+from shared.model.quantity import format_amount
+
+LIFTABLE = (
+    *("MaxSizeReached", "SizeIsFixed", "RunLimit", "HourLimit", "ClusterLimit", "QuotaExceeded"),
+    *("BackedOff", "NotWhole", "HandsOff", "SizeRestricted"),
+)
+"""Blockers of a pool whose nodes would do, the smallest obstacle first."""
+
+
+def explain(scene: Scene) -> Iterator[LeftAlone]:
+    """One for each pending pod, in the order of groups."""
+    for pod, reason, message in scene.waiting:
+        yield LeftAlone(subject=pod.subject, reason=reason, message=message)
+    rows = _rows_by_group(scene)
+    for group in scene.groups:
+        yield from _explain_group(scene, group, rows.get(group.key, []))
+
+
+def _rows_by_group(scene: Scene) -> dict[int, list[tuple[int, int]]]:
+    found: dict[int, list[tuple[int, int]]] = {}
+    for placement in scene.board.placements:
+        found.setdefault(placement.group.key, []).append((placement.row, placement.count))
+    return found
+
+
+def _explain_group(scene: Scene, group: Group, placed: list[tuple[int, int]]) -> Iterator[LeftAlone]:
+    pods = iter(scene.pods[group.key])
+    for row, count in placed:
+        reason, message = _place(scene, row)
+        for pod, _ in zip(pods, range(count), strict=False):
+            yield LeftAlone(subject=pod.subject, reason=reason, message=message)
+    rest = list(pods)
+    if rest:
+        reason, message = blocker(scene, group)
+        for pod in rest:
+            yield LeftAlone(subject=pod.subject, reason=reason, message=message)
+
+
+def _place(scene: Scene, row: int) -> tuple[str, str]:
+    if row in scene.coming:
+        return "NodeOnItsWay", f"a node of pool {scene.coming[row]} that is on its way has room"
+    node = scene.board.nodes[row]
+    if row < len(scene.kubernetes.nodes):
+        return "FitsExistingNode", f"node {node.name} has room; the scheduler will find it"
+    pool = next(offer.pool.name for offer in scene.offers if row in offer.rows)
+    return "NewNode", f"gets a new node of pool {pool}"
+
+
+def blocker(scene: Scene, group: Group) -> tuple[str, str]:
+    """(reason, message): the smallest obstacle of any pool, and what would lift it."""
+    if group.trouble:
+        return "CannotRun", group.trouble
+    if group.priority < scene.policy.scale_up.min_priority:
+        least = scene.policy.scale_up.min_priority
+        text = f"its priority {group.priority} is below scaleUp.minPriority ({least}): it uses what is spare"
+        return "LowPriority", text
+    if not scene.policy.scale_up.enabled:
+        return "ScaleUpIsOff", "scaleUp.enabled is false"
+    if not scene.offers:
+        return "NoPool", "no node pool is configured or discovered"
+    found = [_of_pool(scene, offer, group) for offer in scene.offers]
+    rank = {reason: number for number, reason in enumerate(LIFTABLE)}
+    best = min(found, key=lambda one: (rank.get(one[0], len(rank)), one[2]))
+    if best[0] in rank:
+        return best[0], best[1]
+    shown = "; ".join(message for _, message, _ in sorted(found, key=lambda one: one[2])[:4])
+    reasons = {reason for reason, _, _ in found}
+    return (best[0] if len(reasons) == 1 else "NoPoolFits"), shown
+
+
+def _of_pool(scene: Scene, offer: Offer, group: Group) -> tuple[str, str, int]:
+    """(reason, message, how far away) for one pool."""
+    pool = offer.pool
+    if offer.template.trouble:
+        return "TemplateUnknown", offer.detail, 9
+    if problem := _mismatch(scene, offer, group):
+        return *problem, 5
+    limit = offer.blocker()
+    if limit is None:
+        return "OtherPods", f"pool {pool.name}: spread, affinity or host ports allow no more pods there", 4
+    reason, message = limit
+    if reason == "MaxSizeReached":
+        return reason, f"fits pool {pool.name} if max were {pool.max + 1} or more", 0
+    return reason, f"fits pool {pool.name}, but {message}", 1
+
+
+def _mismatch(scene: Scene, offer: Offer, group: Group) -> tuple[str, str] | None:
+    """Why an empty node of the pool cannot take a pod of the group."""
+    name, nodes = offer.pool.name, offer.variants()
+    free = free_of(offer.template.node, [n for n in group.requests if n.startswith("attachable")])
+    for resource, amount in group.requests.items():
+        if free.get(resource, 0) < amount:
+            has, wants = (
+                format_amount(resource, max(0, free.get(resource, 0))),
+                format_amount(resource, amount),
+            )
+            return "TooLarge", f"pool {name}: its nodes have {has} {resource} for pods, it asks for {wants}"
+    if not any(tolerates(group.spec, node) for node in nodes):
+        shown = ", ".join(f"{t.key}={t.value}:{t.effect}" for t in nodes[0].taints if t.repels)
+        return "NotTolerated", f"pool {name}: it does not tolerate {shown}"
+    if not any(selects(group.spec, node) for node in nodes):
+        return "NotSelected", f"pool {name}: its nodeSelector or node affinity does not match"
+    if not any(in_place(group, node) for node in nodes):
+        return "VolumeElsewhere", f"pool {name}: its volumes cannot be used in the pool's zones"
+    return None

@@ -1,0 +1,440 @@
+"""The cluster as the planner sees it: nodes as rows of a board, pods in groups, pools as offers. Pure.
+
+Built once for each decision out of observation, facts and policy; the rest of the planner works on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from shared.autoscaling.board import ENDLESS, Board, Group, Row
+from shared.autoscaling.demand import Floor, Wishes, floor_of, headroom_shape, manual_size, remember_wishes
+from shared.autoscaling.facts import Facts, Pool
+from shared.autoscaling.observation import Kubernetes, Observation
+from shared.autoscaling.pack import Offer, Packer, Shared
+from shared.autoscaling.policy import AutoscalingPolicy
+from shared.autoscaling.pools.driver import MachineState
+from shared.autoscaling.templates import (
+    PASSING_TAINTS,
+    Template,
+    machine_of,
+    pool_nodes,
+    template_of,
+    usual_pods,
+)
+from shared.model.duration import parse_duration
+from shared.model.node import Node, NodeSelectorTerm
+from shared.model.pod import PendingPod, PodShape
+from shared.model.quantity import format_amount, units
+
+HOUR = timedelta(hours=1)
+VOLUMES = "attachable-volumes/"
+"""Begins the name of the resource that counts a driver's volumes on a node."""
+
+Document = dict[str, Any]
+
+
+@dataclass
+class Scene:
+    """Everything, and what has been concluded so far."""
+
+    observation: Observation
+    policy: AutoscalingPolicy
+    facts: Facts
+    now: datetime
+    state: Document
+    by_pool: dict[str, list[Node]]
+    templates: dict[str, Template]
+    wishes: Wishes
+    floors: dict[str, Floor]
+    shapes: list[PodShape]
+    groups: list[Group] = field(default_factory=list)
+    pods: dict[int, list[PendingPod]] = field(default_factory=dict)
+    """Pending pods of each group, by the group's key."""
+    waiting: list[tuple[PendingPod, str, str]] = field(default_factory=list)
+    """Pending pods that ask for no node now, with reason and message."""
+    board: Board = field(init=False)
+    packer: Packer = field(init=False)
+    offers: list[Offer] = field(default_factory=list)
+    row_of: dict[str, int] = field(default_factory=dict)
+    """Rows of existing nodes, by name."""
+    coming: dict[int, str] = field(default_factory=dict)
+    """Rows of nodes on their way: the pool's name."""
+    upcoming: dict[str, int] = field(default_factory=dict)
+    """Nodes on their way of each pool."""
+    lost: dict[str, list[str]] = field(default_factory=dict)
+    """Machines of each pool that will not become nodes."""
+
+    @property
+    def kubernetes(self) -> Kubernetes:
+        """The cluster, folded."""
+        return self.observation.kubernetes
+
+    def size(self, pool: Pool) -> int:
+        """Nodes of the pool, those on their way included."""
+        return len(self.by_pool[pool.id]) + self.upcoming[pool.id]
+
+
+def set_scene(observation: Observation, policy: AutoscalingPolicy, facts: Facts, now: datetime) -> Scene:
+    """The scene with all nodes on the board and no pod placed yet."""
+    kubernetes, state = observation.kubernetes, observation.state
+    by_pool = pool_nodes(facts.pools, kubernetes.nodes)
+    pods = usual_pods(kubernetes.nodes)
+    templates = {
+        pool.id: template_of(pool, by_pool[pool.id], facts, kubernetes.daemons, pods) for pool in facts.pools
+    }
+    sizes = {pool.name: len(by_pool[pool.id]) for pool in facts.pools}
+    wishes = remember_wishes(policy, observation.metrics, sizes, state.get("wishes") or {}, now)
+    scene = Scene(
+        observation=observation,
+        policy=policy,
+        facts=facts,
+        now=now,
+        state=state,
+        by_pool=by_pool,
+        templates=templates,
+        wishes=wishes,
+        floors={pool.id: floor_of(pool, policy, state, wishes, now) for pool in facts.pools},
+        shapes=list(kubernetes.shapes),
+    )
+    for pool in facts.pools:
+        _count_machines(scene, pool)
+    _group_pods(scene)
+    _add_headroom(scene)
+    _set_board(scene)
+    scene.offers = [_offer(scene, pool) for pool in facts.pools]
+    _share_limits(scene)
+    scene.packer = Packer(scene.board, scene.offers)
+    return scene
+
+
+# Machines that are no nodes yet
+
+
+def _count_machines(scene: Scene, pool: Pool) -> None:
+    """How many nodes are on their way, and which machines will never become one."""
+    own = scene.by_pool[pool.id]
+    known = {machine_of(node.provider_id) for node in own}
+    names = {node.name.lower() for node in own}
+    timeout = parse_duration(pool.policy.provision_timeout or scene.policy.scale_up.provision_timeout)
+    strange = [m for m in pool.machines if m.id not in known and m.computer_name.lower() not in names]
+    lost = []
+    for machine in strange:
+        is_late = machine.created_at is not None and scene.now - machine.created_at > timeout
+        if machine.state is MachineState.FAILED or (is_late and machine.state is not MachineState.DELETING):
+            lost.append(machine.id)
+    leaving = sum(machine.state is MachineState.DELETING for machine in strange)
+    draining = scene.state.get("draining") or {}
+    leaving += sum(1 for one in draining.values() if not one.get("node") and one.get("pool") == pool.id)
+    growth = (scene.state.get("growths") or {}).get(pool.id) or {}
+    capacity = max(pool.capacity, int(growth.get("to") or 0))
+    short_since = (scene.state.get("shortSince") or {}).get(pool.id)
+    upcoming = max(0, capacity - len(own) - len(lost) - leaving)
+    if short_since and scene.now - msgspec.convert(short_since, datetime) > timeout and not growth:
+        upcoming = min(upcoming, len(strange) - len(lost) - leaving)
+    scene.upcoming[pool.id] = max(0, upcoming)
+    scene.lost[pool.id] = lost
+
+
+# Pods
+
+
+def _group_pods(scene: Scene) -> None:
+    """Pending pods that may have a new node, in groups that are alike."""
+    age = parse_duration(scene.policy.scale_up.pod_age)
+    by_shape: dict[int, list[PendingPod]] = {}
+    for pod in scene.kubernetes.pending:
+        shape = scene.shapes[pod.shape]
+        if pod.is_gated:
+            scene.waiting.append((pod, "Gated", "it waits for a scheduling gate"))
+        elif shape.is_daemon:
+            scene.waiting.append((pod, "BelongsToNode", "it belongs to a node that is there already"))
+        elif age and scene.now - _created(pod, scene.now) < age:
+            text = f"it is younger than {scene.policy.scale_up.pod_age} (scaleUp.podAge)"
+            scene.waiting.append((pod, "TooYoung", text))
+        else:
+            by_shape.setdefault(pod.shape, []).append(pod)
+    for number, pods in by_shape.items():
+        group = group_of(scene, number, len(pods))
+        scene.groups.append(group)
+        scene.pods[group.key] = sorted(pods, key=lambda pod: (pod.created_at, pod.subject))
+
+
+def _created(pod: PendingPod, now: datetime) -> datetime:
+    return msgspec.convert(pod.created_at, datetime) if pod.created_at else now
+
+
+def group_of(scene: Scene, shape: int, count: int) -> Group:
+    """Pods of one shape as the board takes them, with what their volumes ask for."""
+    known = scene.shapes[shape]
+    terms, volumes, trouble = _volumes(scene.kubernetes, known)
+    requests = {name: amount for name, amount in known.spec.requests.items() if amount > 0} | volumes
+    return Group(
+        key=shape,
+        shape=shape,
+        spec=known.spec,
+        requests=requests,
+        count=count,
+        priority=known.priority,
+        terms=tuple(terms),
+        trouble=trouble,
+        bundle=f"{known.namespace}/{known.group}" if known.group else "",
+    )
+
+
+def _volumes(
+    kubernetes: Kubernetes, shape: PodShape
+) -> tuple[list[tuple[NodeSelectorTerm, ...]], dict[str, int], str]:
+    """(terms of places, counts by driver, why it cannot run at all) of a shape's claims."""
+    terms: list[tuple[NodeSelectorTerm, ...]] = []
+    counts: Counter[str] = Counter()
+    for name in shape.spec.claims:
+        claim = kubernetes.claims.get((shape.namespace, name))
+        if claim is None:
+            return terms, dict(counts), f"its claim '{name}' is not there"
+        if claim.is_going:
+            return terms, dict(counts), f"its claim '{name}' is being deleted"
+        where, driver, trouble = _place_of(kubernetes, claim.volume, claim.storage_class, name)
+        if trouble:
+            return terms, dict(counts), trouble
+        if where is not None:
+            terms.append(where)
+        if driver:
+            counts[VOLUMES + driver] += 1
+    return terms, dict(counts), ""
+
+
+def _place_of(
+    kubernetes: Kubernetes, volume: str, storage_class: str, claim: str
+) -> tuple[tuple[NodeSelectorTerm, ...] | None, str, str]:
+    if volume:
+        found = kubernetes.volumes.get(volume)
+        return (found.terms, found.driver, "") if found else (None, "", f"volume '{volume}' is not there")
+    known = kubernetes.classes.get(storage_class)
+    if known is None:
+        return None, "", f"its claim '{claim}' names no storage class that is there"
+    if not known.waits:
+        return None, "", f"its claim '{claim}' is not bound yet"
+    return known.topologies, known.provisioner, ""
+
+
+def _add_headroom(scene: Scene) -> None:
+    for number, headroom in enumerate(scene.policy.headroom):
+        scene.shapes.append(headroom_shape(headroom))
+        group = group_of(scene, len(scene.shapes) - 1, headroom.count)
+        scene.groups.append(group)
+        name = headroom.name or str(number)
+        scene.pods[group.key] = [
+            PendingPod("headroom", f"{name}-{one + 1}", "", group.shape) for one in range(headroom.count)
+        ]
+
+
+# Nodes
+
+
+def _set_board(scene: Scene) -> None:
+    scene.board = Board(scene.shapes, scene.kubernetes.namespaces)
+    movable = [group_of(scene, shape, 0) for shape in range(len(scene.kubernetes.shapes))]
+    known = {group.key: group for group in scene.groups}
+    everything = [known.get(group.key, group) for group in movable]
+    everything += [group for group in scene.groups if group.key >= len(movable)]
+    scene.board.prepare(everything, _rows(scene, everything))
+
+
+def _rows(scene: Scene, groups: Iterable[Group]) -> Iterator[Row]:
+    drivers = {name for group in groups for name in group.requests if name.startswith(VOLUMES)}
+    counts = (
+        {group.shape: {d: group.requests.get(d, 0) for d in drivers} for group in groups} if drivers else {}
+    )
+    draining = scene.state.get("draining") or {}
+    young = parse_duration(scene.policy.scale_up.provision_timeout)
+    for number, node in enumerate(scene.kubernetes.nodes):
+        scene.row_of[node.name] = number
+        yield _row(scene, node, counts, drivers, is_closed=node.name in draining, young=young)
+    number = len(scene.kubernetes.nodes)
+    for pool in scene.facts.pools:
+        for node in _coming(scene, pool):
+            scene.coming[number] = pool.name
+            number += 1
+            yield Row(node, free_of(node, drivers), {})
+
+
+def _row(
+    scene: Scene,
+    node: Node,
+    counts: Mapping[int, Mapping[str, int]],
+    drivers: Iterable[str],
+    *,
+    is_closed: bool,
+    young: timedelta,
+) -> Row:
+    load = scene.kubernetes.loads.get(node.name)
+    free = free_of(node, drivers)
+    if load is not None:
+        for name, amount in load.used.items():
+            free[name] = free.get(name, 0) - amount
+        for name in drivers if counts else ():
+            free[name] -= sum(counts[shape][name] * count for shape, count in load.shapes.items())
+    seen = node
+    if not node.is_ready and node.created_at and scene.now - node.created_at < young:
+        # It has just joined: its pods will have a place once it is Ready.
+        taints = tuple(taint for taint in node.taints if taint.key not in PASSING_TAINTS)
+        seen = msgspec.structs.replace(node, taints=taints)
+    elif not node.is_ready:
+        is_closed = True
+    return Row(seen, free, dict(load.shapes) if load else {}, is_closed or node.is_going)
+
+
+def free_of(node: Node, drivers: Iterable[str]) -> dict[str, int]:
+    """What an empty node has; volumes without a known limit are not limited."""
+    limits = {VOLUMES + driver: count for driver, count in node.volume_limits.items()}
+    return dict(node.allocatable) | {name: limits.get(name, ENDLESS) for name in drivers}
+
+
+def _coming(scene: Scene, pool: Pool) -> Iterator[Node]:
+    """Nodes on their way: like the template, in the zones Azure would fill."""
+    template = scene.templates[pool.id]
+    if template.trouble:
+        return
+    zones = [node.zone for node in scene.by_pool[pool.id]]
+    offer = Offer(pool=pool, template=template, left=0, zones=zones)
+    for _ in range(scene.upcoming[pool.id]):
+        node = offer.next_node()
+        zones.append(node.zone)
+        yield msgspec.structs.replace(node, name=node.name.replace("new node", "node on its way", 1))
+
+
+# Pools as offers
+
+
+def _offer(scene: Scene, pool: Pool) -> Offer:
+    template, size = scene.templates[pool.id], scene.size(pool)
+    manual = manual_size(pool, scene.state, scene.now)
+    most = pool.max if manual is None else min(manual, pool.max)
+    price = pool.policy.price_per_hour
+    if price is None:
+        price = scene.facts.prices.get((pool.size.lower(), pool.is_spot))
+    known = scene.facts.size(pool)
+    offer = Offer(
+        pool=pool,
+        template=template,
+        left=max(0, most - size),
+        limit="MaxSizeReached" if manual is None else "SizeIsFixed",
+        detail=f"pool {pool.name} is at its maximum of {most}",
+        price=price,
+        priority=pool.policy.priority,
+        size=size,
+        zones=[node.zone for node in scene.by_pool[pool.id]],
+    )
+    offer.closed, detail = _closed(scene, pool, template)
+    if offer.closed:
+        offer.detail = detail
+    elif known is not None and known.restricted:
+        offer.closed = "SizeRestricted"
+        offer.detail = f"size {pool.size} is not offered to this subscription in {pool.location}"
+    elif pool.zones and not template.zones:
+        offer.closed, offer.detail = "SizeRestricted", f"size {pool.size} is not offered in its zones"
+    offer.whole = pool.policy.whole
+    return offer
+
+
+def _closed(scene: Scene, pool: Pool, template: Template) -> tuple[str, str]:
+    """(reason, message) of what keeps a pool from being used now, or two empty texts."""
+    if pool.hands_off:
+        return "HandsOff", pool.hands_off
+    if template.trouble:
+        return "TemplateUnknown", f"pool {pool.name}: {template.trouble}"
+    rest = ((scene.state.get("pools") or {}).get(pool.id) or {}).get("backoff")
+    if rest and msgspec.convert(rest["until"], datetime) > scene.now:
+        until = msgspec.convert(rest["until"], datetime)
+        return "BackedOff", f"pool {pool.name} rests until {until:%H:%M:%S} UTC ({rest.get('reason')})"
+    if pool.policy.whole and scene.size(pool) not in (0, pool.max):
+        return "NotWhole", f"pool {pool.name} is used as a whole and is neither empty nor full"
+    return "", ""
+
+
+def _share_limits(scene: Scene) -> None:
+    """Limits that pools share: quotas of the subscription, totals of the cluster, caps of runs and hours."""
+    policy = scene.policy
+    hour = sum(
+        int(one["count"])
+        for one in scene.state.get("additions") or ()
+        if scene.now - msgspec.convert(one["at"], datetime) < HOUR
+    )
+    nodes = len(scene.kubernetes.nodes) + sum(scene.upcoming.values())
+    everyone = [
+        Shared(
+            policy.scale_up.max_per_run, "RunLimit", f"scaleUp.maxPerRun is {policy.scale_up.max_per_run}"
+        ),
+        Shared(
+            policy.scale_up.max_per_hour - hour,
+            "HourLimit",
+            f"{hour} nodes were added within the hour; scaleUp.maxPerHour is {policy.scale_up.max_per_hour}",
+        ),
+        Shared(
+            policy.max_nodes - nodes,
+            "ClusterLimit",
+            f"there are {nodes} nodes and maxNodes is {policy.max_nodes}",
+        ),
+    ]
+    for offer in scene.offers:
+        offer.draws += [(one, 1) for one in everyone]
+    for name, limit in (("cpu", policy.max_cpu), ("memory", policy.max_memory)):
+        if limit:
+            _total_limit(scene, name, limit)
+    if policy.quota.enabled:
+        _quotas(scene)
+
+
+def _total_limit(scene: Scene, name: str, limit: str) -> None:
+    most = units(limit) * (1000 if name == "cpu" else 1)
+    used = sum(node.allocatable.get(name, 0) for node in scene.kubernetes.nodes)
+    for pool in scene.facts.pools:
+        used += scene.upcoming[pool.id] * scene.templates[pool.id].node.allocatable.get(name, 0)
+    key = "maxCpu" if name == "cpu" else "maxMemory"
+    text = f"the cluster has {format_amount(name, used)} {name} and {key} is {limit}"
+    shared = Shared(most - used, "ClusterLimit", text)
+    for offer in scene.offers:
+        offer.draws.append((shared, offer.template.node.allocatable.get(name, 0)))
+
+
+def _quotas(scene: Scene) -> None:
+    shared: dict[tuple[str, str], Shared] = {}
+    for offer in scene.offers:
+        size = scene.facts.size(offer.pool)
+        if size is None:
+            continue
+        names = ["lowpriorityCores"] if offer.pool.is_spot else [size.family, "cores"]
+        for name in names:
+            key = (offer.pool.location.lower(), name.lower())
+            usage = scene.facts.usages.get(key)
+            if usage is None:
+                continue
+            if key not in shared:
+                left = usage.limit - usage.used - scene.policy.quota.reserve_vcpus
+                text = (
+                    f"quota {usage.name} of {offer.pool.location} has {usage.limit - usage.used} vCPUs left"
+                )
+                shared[key] = Shared(left, "QuotaExceeded", text)
+            offer.draws.append((shared[key], size.vcpus))
+
+
+def bound(scene: Scene, placed: Iterable[tuple[Group, int]]) -> int:
+    """No plan needs fewer nodes than this for pods that were given new ones: by the largest node offered."""
+    sums: Counter[str] = Counter()
+    for group, count in placed:
+        sums["pods"] += count
+        for name, amount in group.requests.items():
+            sums[name] += amount * count
+    most: Counter[str] = Counter()
+    for offer in scene.offers:
+        for name, amount in free_of(offer.template.node, ()).items():
+            most[name] = max(most[name], amount)
+    return max((math.ceil(total / most[name]) for name, total in sums.items() if most[name]), default=0)
