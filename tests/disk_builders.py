@@ -125,7 +125,8 @@ class Scene:
     def attach(self, name: str, node: str, **changes: Any) -> Scene:
         """The disk is in the VM's list and says so itself."""
         found = self.machines[key(vm(node))].value
-        assert found is not None
+        if found is None:
+            return self.disk(name, managed_by=vm(node), state="Attached")
         entry = DataDisk(disk=disk(name), lun=len(found.data_disks))
         self.machine(node, data_disks=(*found.data_disks, entry))
         return self.disk(name, **({"managed_by": vm(node), "state": "Attached"} | changes))

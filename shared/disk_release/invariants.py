@@ -295,10 +295,15 @@ def verbs(moment: Moment) -> str:
     policy, scene = moment.policy, moment.scene
     if moment.kind not in VERBS:
         return "not a verb of this automation"
-    if moment.machine is not None and any(
-        case.disk.value is not None
-        and (case.disk.value.os_type or key(moment.machine.os_disk) == key(case.disk_id))
-        for case in scene.cases
+    takes_disks = moment.kind in DETACHES or moment.kind is ActionKind.POWER_OFF_VM
+    if (
+        takes_disks
+        and moment.machine is not None
+        and any(
+            case.disk.value is not None
+            and (case.disk.value.os_type or key(moment.machine.os_disk) == key(case.disk_id))
+            for case in scene.cases
+        )
     ):
         return "an operating-system disk"
     allowed = {
@@ -401,7 +406,9 @@ def _lost_in_use(moment: Moment) -> str:
 
 @each("I11")
 def shared_disks(moment: Moment) -> str:
-    takes_part = moment.kind not in (ActionKind.UNTAINT_NODE, ActionKind.REAPPLY_VM, ActionKind.BREAK_LEASE)
+    """Whoever is gone for certain may be forgotten; nobody else may be touched."""
+    takes_part = moment.kind in DETACHES or moment.ground == Ground.LOST
+    takes_part = takes_part or moment.kind in (ActionKind.POWER_OFF_VM, ActionKind.TAINT_NODE)
     shared = [c.name for c in moment.scene.cases if c.disk.value is not None and c.disk.value.is_shared]
     if takes_part and shared and not moment.policy.shared_disks:
         return f"{', '.join(shared)} may belong to several VMs"

@@ -99,7 +99,7 @@ def _is_over(release: Release, free: set[str], observation: Observation, now: da
 
 
 def _failed_lately(release: Release, observation: Observation, now: datetime) -> bool:
-    """A detach that failed is not tried again at once, in a new release."""
-    last = release.last(ActionKind.DETACH_DISK, ActionKind.FORCE_DETACH_DISK)
+    """A detach or a repair that did not help is not tried again at once, in a new release."""
+    last = release.last(ActionKind.DETACH_DISK, ActionKind.FORCE_DETACH_DISK, ActionKind.REAPPLY_VM)
     pause = observation.policy.limits.zombie_age
     return last is not None and now - (last.ended_at or last.at) < pause

@@ -297,14 +297,6 @@ def only_our_detach_is_under_way(scene: Scene) -> Answer:
     return is_ours, f"provisioningState {machine.provisioning}{', by our detach' if is_ours else ''}"
 
 
-@rule("the VM's model can be written (it is not in failed state)", "I13")
-def vm_is_not_failed(scene: Scene) -> Answer:
-    machine = scene.machine.value
-    return (
-        machine.provisioning != "Failed" if machine else None
-    ), f"{machine.provisioning if machine else '?'}"
-
-
 # Limits
 
 
@@ -763,8 +755,8 @@ REQUIRED: dict[tuple[ActionKind, str], tuple[str, ...]] = {
     (ActionKind.DETACH_DISK, Ground.IDLE): (
         *_DETACH,
         "NobodyWritesTheVm",
+        "VmIsRunning",
         "NodeIsTheSame",
-        "VmIsNotFailed",
         "NodeIsAlive",
         "NodeDoesNotUseThem",
         "NothingAttachesThem",
