@@ -273,6 +273,7 @@ def update_status(action: Action, place: Place) -> Outcome:
     namespace, _, name = action.target.partition("/")
     wanted = action.parameters
     done = status.publish_address(place.kube, namespace, name, wanted["uid"], wanted["loadBalancer"])
+    done = done and status.publish_note(place.kube, namespace, name, wanted["uid"], wanted["note"])
     if not done:
         return Outcome(action=action, status=Status.SKIPPED, message=f"Ingress {action.target} is gone")
     return Outcome(action=action, status=Status.SUCCEEDED, message=action.message)

@@ -28,6 +28,7 @@ from shared.model.ingress import (
 )
 
 SERVICE_LABEL = "kubernetes.io/service-name"
+READINESS_GATE = "kubekeeper.io/gateway-ready"
 EMPTY = ""
 NODES = "nodes"
 MAX_THRESHOLD = 20
@@ -240,9 +241,21 @@ class Backends:
                     ready += endpoint.addresses[:1]
                 elif _is_leaving(endpoint):
                     leaving += endpoint.addresses[:1]
-                elif self._policy.compatibility.not_ready_endpoints and not conditions.terminating:
+                elif not conditions.terminating and self._is_awaited(one, endpoint):
                     ready += endpoint.addresses[:1]
         return ready + leaving if self._nobody_answers(ready) else ready
+
+    def _is_awaited(self, one: EndpointSlice, endpoint: Endpoint) -> bool:
+        """Not ready, and to be sent requests all the same: as AGIC does, or since the pod is not ready only
+        as long as the gateway does not say so.
+        """
+        if self._policy.compatibility.not_ready_endpoints:
+            return True
+        target = endpoint.target_ref
+        if not self._policy.readiness_gate or target is None:
+            return False
+        pod = self._pods.get(_key(one.metadata.namespace, target.name))
+        return pod is not None and waits_for_gateway(pod)
 
     def _nobody_answers(self, ready: list[str]) -> bool:
         """No endpoint is ready, or the gateway itself, where it was asked, says that none is healthy."""
@@ -271,6 +284,14 @@ class Backends:
                     pod = self._pods.get(_key(one.metadata.namespace, target.name))
                     if pod is not None:
                         yield pod
+
+
+def waits_for_gateway(pod: Pod) -> bool:
+    """Whether a pod is ready but for the gate that the gateway's health opens."""
+    gates = {gate.condition_type for gate in pod.spec.readiness_gates or ()}
+    true = {condition.type for condition in pod.status.conditions or () if condition.status == "True"}
+    needed = (gates - {READINESS_GATE}) | {"ContainersReady"}
+    return READINESS_GATE in gates and needed <= true and pod.metadata.deletion_timestamp is None
 
 
 def _key(namespace: str, name: str) -> str:

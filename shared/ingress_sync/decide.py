@@ -159,7 +159,7 @@ def _put(
     waiting = _needs_approval(policy, compiled)
     if waiting and observation.record.approved != compiled.approval:
         text = f"{'; '.join(waiting)}; to let it happen, run approve with subject {compiled.approval}"
-        return [], [_gateway(policy, "NeedsApproval", text)]
+        return [], [_gateway(policy, "ApprovalRequired", text)]
     return [_put_action(observation, policy, compiled, proof)], []
 
 

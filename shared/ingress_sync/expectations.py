@@ -12,12 +12,14 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from shared.ingress_sync.annotations import Options, parse
+from shared.ingress_sync.backends import waits_for_gateway
 from shared.ingress_sync.gateway_routing import Answer
 from shared.ingress_sync.kubernetes_routing import HostRules, KubernetesRouting, Statement
 from shared.ingress_sync.observation import Observation
 from shared.ingress_sync.prohibited import Prohibited
 from shared.ingress_sync.routes import PathRule, Route, Site, Tls
 from shared.model.ingress import (
+    Endpoint,
     EndpointSlice,
     Ingress,
     IngressBackend,
@@ -198,6 +200,7 @@ class _View:
         self.policy = observation.policy
         self.unhealthy = observation.unhealthy
         self.services = {(s.metadata.namespace, s.metadata.name): s for s in kubernetes.services}
+        self.pods = {(pod.metadata.namespace, pod.metadata.name): pod for pod in kubernetes.pods}
         self.slices: dict[tuple[str, str], list[EndpointSlice]] = {}
         for one in kubernetes.endpointslices:
             name = (one.metadata.labels or {}).get(SERVICE_LABEL, "")
@@ -302,6 +305,13 @@ class _View:
         ready = [number for number, is_ready in listening.items() if is_ready] or list(listening)
         return self._serving(key, min(ready) if len(ready) > 1 else 0), min(ready)
 
+    def _waits(self, one: EndpointSlice, endpoint: Endpoint) -> bool:
+        """A pod that only waits for the gateway's own word, where that is asked for."""
+        if not self.policy.readiness_gate or endpoint.target_ref is None:
+            return False
+        pod = self.pods.get((one.metadata.namespace, endpoint.target_ref.name))
+        return pod is not None and waits_for_gateway(pod)
+
     def _serving(self, key: tuple[str, str], port: int) -> tuple[str, ...]:
         ready: set[str] = set()
         leaving: set[str] = set()
@@ -322,7 +332,9 @@ class _View:
                     ready.update(first)
                 elif state == "leaving":
                     leaving.update(first)
-                elif state == "waiting" and self.policy.compatibility.not_ready_endpoints:
+                elif state == "waiting" and (
+                    self.policy.compatibility.not_ready_endpoints or self._waits(one, endpoint)
+                ):
                     ready.update(first)
         nobody = not ready or (bool(self.unhealthy) and ready <= self.unhealthy)
         return tuple(sorted(ready | leaving if nobody else ready))

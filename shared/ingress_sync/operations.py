@@ -40,7 +40,7 @@ def approve(
     cluster: Cluster, parameters: ApproveParameters, clients: Clients, claim: Claim, _now: datetime
 ) -> list[Outcome]:
     """Let the document with that digest be written, whatever it removes; any other still waits."""
-    open_place(cluster, clients, claim).desk.save(approved=parameters.subject)
+    open_place(cluster, clients, claim).desk.save(approved=parameters.subject, settled=None)
     nudge = Nudge(cluster=cluster.name, automation=AUTOMATION, reason="Approved", after=claim.begun)
     send_nudge(clients, nudge, timedelta(0))
     message = f"the document {parameters.subject} may be written"

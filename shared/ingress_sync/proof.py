@@ -27,7 +27,7 @@ DEVIATIONS = {
     "CaseInsensitivePaths": "Paths are compared without regard to case.",
     "UnmatchedIs502": "A request that no path of its host matches is answered 502 instead of 404.",
     "WildcardDepth": "A wildcard host also takes names with more than one label in its place.",
-    "ExactRoot": "An Exact path `/` cannot be told from a Prefix `/`; other path rules still come first.",
+    "ExactRoot": "An Exact path `/` is read as Prefix `/`; every other path still comes first.",
     "WildcardRedirect": "Http requests to a wildcard host are not redirected to https.",
     "ExplicitPriority": "A rule-priority comes before the order of hosts.",
     "MixedTargetPorts": "Of endpoints that listen on different ports, those with the smallest are used.",

@@ -119,6 +119,7 @@ class Pass:
         return self.place.desk
 
     def _act(self, plan: Plan, compiled: Compiled, observation: Observation) -> Plan:
+        self._note_unused(compiled)
         self.outcomes += fulfil_gates(observation, self.place.kube)
         done = act(plan, compiled, observation, self.place, now=self.now, hurry=self.hurry)
         self.outcomes += done.outcomes
@@ -128,6 +129,13 @@ class Pass:
         if done.is_at_rest:
             self._rest(plan, compiled, observation)
         return msgspec.structs.replace(plan, left_alone=(*plan.left_alone, *done.left_alone))
+
+    def _note_unused(self, compiled: Compiled) -> None:
+        """Since when certificates of ours are not used: they are kept for a while."""
+        known = self._desk.state.unused_certificates
+        unused = {name: known.get(name, self.now) for name in compiled.unused_certificates}
+        if unused != known:
+            self._desk.save(unused_certificates=unused)
 
     def _answer(self, refusal: Refusal, compiled: Compiled) -> None:
         """Blame somebody, or search; and after a late refusal, go back to what was last good."""
