@@ -268,6 +268,12 @@ class IngressWorld:
         """The automation's own state document."""
         return self.process().claims.state(CLUSTER, AUTOMATION).automation
 
+    def summary(self) -> Any:
+        """What the last pass saw, did and left alone."""
+        found = self.process().journal.summary(CLUSTER, AUTOMATION)
+        assert found is not None
+        return found
+
     def names(self, collection: str, document: Document | None = None) -> set[str]:
         """Names of the parts of a collection."""
         found = (document or self.document)["properties"].get(collection) or []
@@ -348,7 +354,7 @@ class IngressWorld:
             self.violations.append(f"{at} foreign: {difference}")
 
 
-PREFIX = "kk_prod"
+PREFIX = "kk_prod_"
 
 
 def foreign_differences(was: Document, now: Document) -> list[str]:
