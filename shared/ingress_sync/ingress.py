@@ -141,7 +141,7 @@ class _Front:
         for name in names:
             if name and name.lower() not in self.there.get(collection, ()):
                 raise Refusal(
-                    f"No{what[0].upper()}{what[1:].title().replace(' ', '')[1:]}",
+                    "No" + "".join(word[0].upper() + word[1:] for word in what.split()),
                     f"the gateway has no {what} '{name}'; add it there or correct the annotation",
                 )
 
@@ -218,8 +218,6 @@ class _Translator:
 
     def _check_references(self) -> None:
         options, front = self.options, self.front
-        if not self.ingress.spec.tls:
-            front.require("sslCertificates", [options.ssl_certificate], "certificate")
         front.require("sslProfiles", [options.ssl_profile], "SSL profile")
         front.require("trustedRootCertificates", options.trusted_roots, "trusted root certificate")
         front.require("rewriteRuleSets", [options.rewrite_set], "rewrite set")
@@ -267,7 +265,10 @@ class _Translator:
         for hosts, tls in self.tls:
             if not hosts:
                 return tls
-        return Tls(name=self.options.ssl_certificate) if self.options.ssl_certificate else None
+        if not self.options.ssl_certificate:
+            return None
+        self.front.require("sslCertificates", [self.options.ssl_certificate], "certificate")
+        return Tls(name=self.options.ssl_certificate)
 
     # Rules
 

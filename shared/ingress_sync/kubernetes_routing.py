@@ -48,7 +48,7 @@ class HostRules:
         self._starts: list[tuple[str, Statement]] = []
         self._everything: Statement | None = None
         self._fallback: Statement | None = None
-        self._folded: HostRules | None = None
+        self._folded: dict[bool, HostRules] = {}
         for statement in self.statements:
             self._add(statement)
         self._starts.sort(key=lambda one: (-len(one[0]), one[1].path_type != "Prefix"))
@@ -89,18 +89,22 @@ class HostRules:
                 break
         return segment or self._everything or self._fallback
 
-    def folded(self) -> HostRules:
-        """The same rules as the platform can have them: paths in lower case, Exact `/` as a Prefix that
-        comes after every other.
+    def folded(self, *, root: bool) -> HostRules:
+        """The same rules as the platform can have them: paths in lower case, with `root` an Exact `/` as a
+        Prefix that comes after every other.
         """
-        if self._folded is None:
-            root = [one for one in self.statements if _is_exact_root(one)]
-            others = [one for one in self.statements if not _is_exact_root(one)]
-            said = [msgspec.structs.replace(one, path=one.path.lower()) for one in others]
-            if not any(one.is_default for one in said):
-                said += [msgspec.structs.replace(one, path="/", is_default=True) for one in root]
-            self._folded = HostRules(said, within_segment=self._within_segment)
-        return self._folded
+        known = self._folded.get(root)
+        if known is None:
+            said = [
+                msgspec.structs.replace(one, path=one.path.lower())
+                for one in self.statements
+                if not (root and _is_exact_root(one))
+            ]
+            if root and not any(one.is_default for one in said):
+                roots = [one for one in self.statements if _is_exact_root(one)]
+                said += [msgspec.structs.replace(one, path="/", is_default=True) for one in roots]
+            known = self._folded[root] = HostRules(said, within_segment=self._within_segment)
+        return known
 
     def _longest_segment(self, path: str) -> tuple[Statement | None, int]:
         if not self._segments:

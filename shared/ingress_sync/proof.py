@@ -32,7 +32,7 @@ DEVIATIONS = {
     "ExplicitPriority": "A rule-priority comes before the order of hosts.",
     "MixedTargetPorts": "Of endpoints that listen on different ports, those with the smallest are used.",
 }
-"""Where the gateway differs from Kubernetes: the name that stands in an object's status, and what it means."""
+"""Where the gateway differs from Kubernetes: the name in an object's annotation, and what it means."""
 
 UNKNOWN_HOST = "unknown-host.invalid"
 UNKNOWN_PATH = "/qqunknown"
@@ -163,18 +163,17 @@ class _Trial:
     def _declared(self, place: Place, host: str, path: str, actual: Answer) -> str:
         """The deviation that explains an answer; "" when none does."""
         routing = self.promised.places[place]
-        rules = routing.find(host)
-        candidates = [rules] if rules else []
-        wildcard = _wildcard_above(routing, host)
-        if wildcard is not None:
-            if _explains(wildcard, path, actual):
-                return "WildcardDepth"
-            candidates.append(wildcard)
-        for one in candidates:
-            if _explains(one, path, actual):
-                return "CaseInsensitivePaths" if one is rules else "WildcardDepth"
+        rules, wildcard = routing.find(host), _wildcard_above(routing, host)
+        if rules is not None:
+            for name, root in (("CaseInsensitivePaths", False), ("ExactRoot", True)):
+                if _explains(rules, path, actual, root=root):
+                    return name
+        if wildcard is not None and any(
+            _explains(wildcard, path, actual, root=root) for root in (False, True)
+        ):
+            return "WildcardDepth"
         if place in self.promised.priorities:
-            others = (_explains(one, path, actual) for one in routing.hosts.values())
+            others = (_explains(one, path, actual, root=True) for one in routing.hosts.values())
             return "ExplicitPriority" if any(others) else ""
         return ""
 
@@ -242,9 +241,11 @@ def _agree(expected: Answer, actual: Answer) -> bool:
     return expected == actual
 
 
-def _explains(rules: HostRules, path: str, actual: Answer) -> bool:
-    """Whether these rules give the answer once case, and Exact `/`, are read as the platform reads them."""
-    found = rules.folded().find(path.lower())
+def _explains(rules: HostRules, path: str, actual: Answer, *, root: bool) -> bool:
+    """Whether these rules give the answer once case (and, with `root`, Exact `/`) is read as the platform
+    reads it.
+    """
+    found = rules.folded(root=root).find(path.lower())
     return _agree(found.answer if found else NOTHING, actual)
 
 

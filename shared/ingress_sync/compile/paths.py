@@ -74,7 +74,14 @@ class Table(msgspec.Struct, frozen=True, gc=False):
         return found | {self.default.owner} if self.default else found
 
 
-_RANK = {Match.EXACT: 0, Match.PREFIX: 1, Match.WRITTEN: 2}
+_RANK = {Match.EXACT: 0, Match.PREFIX: 1, Match.WRITTEN: 3}
+
+
+def rank(entry: Entry) -> int:
+    """Who comes first of those with the same pattern; a Prefix with `*`, which only AGIC knows, after one
+    without.
+    """
+    return _RANK[entry.match] + (entry.match is Match.PREFIX and entry.path.endswith("*"))
 
 
 def matches_everything(entry: Entry) -> bool:
@@ -151,14 +158,13 @@ class _Builder:
             places[folded] = (literal, entry)
             return
         other, winner = taken
+        if rank(entry) < rank(winner):
+            places[folded] = (literal, entry)
+            entry, winner = winner, entry
         if other != literal:
             self.deviations.append((entry.owner, "CaseInsensitivePaths"))
-            self._lose(entry, winner, literal)
-        elif _RANK[entry.match] < _RANK[winner.match]:
-            places[folded] = (literal, entry)
-            if winner.match is entry.match or Match.WRITTEN in (winner.match, entry.match):
-                self._lose(winner, entry, literal)
-        elif entry.match is winner.match or Match.WRITTEN in (winner.match, entry.match):
+        # An Exact path beside the Prefix of the same is as it should be.
+        if other != literal or {entry.match, winner.match} != {Match.EXACT, Match.PREFIX}:
             self._lose(entry, winner, literal)
 
     def _lose(self, entry: Entry, winner: Entry, pattern: str) -> None:
