@@ -145,7 +145,7 @@ def _put(
     gateway = observation.gateway
     assert gateway is not None
     if compiled.change is Change.NONE:
-        return [], []
+        return _again(observation, policy, compiled), []
     if operational_state(gateway) == "Stopped":
         text = "the gateway is stopped; it is written when it runs again"
         return [], [_gateway(policy, "GatewayStopped", text)]
@@ -161,6 +161,25 @@ def _put(
         text = f"{'; '.join(waiting)}; to let it happen, run approve with subject {compiled.approval}"
         return [], [_gateway(policy, "ApprovalRequired", text)]
     return [_put_action(observation, policy, compiled, proof)], []
+
+
+def _again(observation: Observation, policy: IngressSyncPolicy, compiled: Compiled) -> list[Action]:
+    """The document as it stands, once more, when the write that brought it was cut short."""
+    gateway = observation.gateway or {}
+    if not observation.record.unconfirmed or operational_state(gateway) != "Running":
+        return []
+    text = "the last write was cut short, and nobody knows whether the gateway serves what it shows"
+    return [
+        Action(
+            kind=ActionKind.PUT_GATEWAY,
+            target=policy.gateway,
+            reason="NotConfirmed",
+            message=f"write the gateway again as it is: {text}",
+            parameters={"changes": {}, "document": compiled.document, "documentDigest": compiled.digest},
+            evidence=(text,),
+            preconditions=(f"the gateway still has etag {gateway.get('etag') or 'unknown'}",),
+        )
+    ]
 
 
 def _needs_approval(policy: IngressSyncPolicy, compiled: Compiled) -> list[str]:
@@ -243,7 +262,8 @@ def _status(observation: Observation, compiled: Compiled, ingress: Ingress, note
     frontend = compiled.frontends.get(owner)
     if owner in compiled.served and frontend:
         address = addresses.get(frontend)
-        wanted = [address] if address else now
+        is_known = bool(now) or not observation.record.unconfirmed
+        wanted = [address] if address and is_known else now
     elif set(now) & set(addresses.values()):
         wanted = []
     if now == wanted and (metadata.annotations or {}).get(NOTE, "") == note:

@@ -205,6 +205,10 @@ def _times(state: State, policy: IngressSyncPolicy) -> list[datetime]:
 def is_settled(observation: Observation, now: datetime) -> bool:
     """Whether everything is as the last pass left it, which found nothing to do."""
     settled = observation.record.settled
-    if settled is None or (settled.until is not None and now >= settled.until):
+    if (
+        settled is None
+        or observation.record.unconfirmed
+        or (settled.until is not None and now >= settled.until)
+    ):
         return False
     return (settled.inputs, settled.gateway) == (observation.inputs_digest, observation.gateway_digest)

@@ -111,6 +111,8 @@ class State(StateStruct, frozen=True):
     """By object, `namespace/name`."""
     bisection: Bisection | None = None
     put: PutInFlight | None = None
+    unconfirmed: bool = False
+    """The last write was cut short: the gateway shows its document, and may not serve it."""
     last_good: DocumentRef | None = None
     settled: Settled | None = None
     last_put_at: datetime | None = None

@@ -200,7 +200,7 @@ def _finished(desk: Desk, put: PutInFlight) -> Step:
         return _overwritten(desk, found, missing)
     message = f"the gateway serves {len(found)} parts of ours"
     if put.is_rollback:  # what failed before it is still to be tried again, and waits for that
-        desk.save(put=None, parts=found, routes=put.routes, last_put_at=put.announced_at)
+        desk.save(put=None, parts=found, routes=put.routes, last_put_at=put.announced_at, unconfirmed=False)
         return Step(message=f"back to the last good document: {message}", event="RolledBack")
     good = keep_document(desk, answer.document, found, put)
     desk.save(
@@ -208,6 +208,7 @@ def _finished(desk: Desk, put: PutInFlight) -> Step:
         parts=found,
         routes=put.routes,
         last_good=good,
+        unconfirmed=False,
         last_put_at=put.announced_at,
         failures=0,
         retry_at=None,
@@ -234,7 +235,7 @@ def backoff(policy: IngressSyncPolicy, failures: int) -> timedelta:
 
 def _superseded(desk: Desk, put: PutInFlight) -> Step:
     """Who superseded us read the gateway before or after our write; either way the next look tells."""
-    desk.save(put=None, parts=both_records(desk.state.parts, put.parts))
+    desk.save(put=None, parts=both_records(desk.state.parts, put.parts), unconfirmed=True)
     said = "another writer's operation took its place; read and compiled again"
     return Step(message=said, event="WriteSuperseded", again=AFTER_CONFLICT)
 
@@ -243,7 +244,7 @@ def _ended_badly(desk: Desk, put: PutInFlight, code: str, message: str) -> Step:
     refusal = Refusal(
         code=code, message=message, owners=put.owners, is_late=True, is_rollback=put.is_rollback
     )
-    desk.save(put=None, parts=both_records(desk.state.parts, put.parts))
+    desk.save(put=None, parts=both_records(desk.state.parts, put.parts), unconfirmed=True)
     said = f"Azure ended the write with {code or 'no reason'}: {message or 'nothing more is said'}"
     return Step(message=said, event="WriteFailed", refusal=refusal)
 

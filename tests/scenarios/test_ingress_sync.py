@@ -189,6 +189,19 @@ def test_a_gateway_that_ends_in_failed_goes_back_to_the_last_good_document(world
     assert "WriteFailed" in events and "RolledBack" in events
 
 
+def test_a_write_that_was_cut_short_is_sent_again_before_it_counts(world: IngressWorld) -> None:
+    world.arm.core.endings.append(Ending(on="applicationGateways/put", status="Canceled", code=None))
+    world.app("web", "web.example")
+    world.nudge()
+    while len(world.puts) < 2:
+        world.run(1)
+        assert address_of(world, "web") == []
+    assert "web.example" in hosts(world.document) and "web.example" not in hosts(world.serving)
+    world.settle()
+    assert "web.example" in hosts(world.serving) and address_of(world, "web")
+    assert len(world.puts) == 2
+
+
 def test_a_stopped_gateway_is_not_written_until_it_runs(world: IngressWorld) -> None:
     world.arm.core.do("POST", world.gateway, None, "stop")
     world.app("web", "web.example")
