@@ -7,9 +7,10 @@ is in memory here; Azure and Kubernetes are the stand-ins, reached by the produc
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,18 @@ from ingress_sync_world import Crash, Process, _Counted
 from memory_storage import Account, MemoryBlobs, MemoryQueue, MemoryTable
 
 from sandbox.arm import LocalArm
+from sandbox.arm.truth import Corruption, Machine
 from sandbox.asgi import Recorded
 from sandbox.kube import kinds
-from sandbox.scenario import World
+from sandbox.scenario import World, disk_name
 from shared import work
 from shared.bootstrap import Clients
+from shared.disk_release import observe
 from shared.errors import AutomationError
 from shared.operations import dispatch
 from shared.runtime.message import Nudge, Received
 from shared.runtime.nudge import fan_out, send_nudge
+from shared.settings import Settings, load_settings
 
 AUTOMATION = "disk-release"
 CLUSTER = "prod"
@@ -35,6 +39,25 @@ TICK = 60.0
 MAX_DEQUEUE_COUNT = 5
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service:NoExecute"
 EVENTS = kinds.named("events")
+
+
+class Serial:
+    """As a pool of threads, in the caller's own: one order of requests for each seed, and deaths at each."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __enter__(self) -> Serial:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def map(self, work: Callable[..., Any], *items: Any) -> Iterator[Any]:
+        return iter([work(*item) for item in zip(*items, strict=True)])
+
+
+observe.ThreadPoolExecutor = Serial  # type: ignore[misc,assignment]
 
 
 class WorldClients(Clients):
@@ -47,6 +70,9 @@ class WorldClients(Clients):
     def now(self) -> datetime:
         return self.keeper.world.now
 
+    def settings(self) -> Settings:
+        return self.keeper.settings
+
     def blobs(self, container: str) -> Any:
         return MemoryBlobs(self.keeper.account, container, self.process.touch)
 
@@ -57,11 +83,11 @@ class WorldClients(Clients):
         return MemoryTable(self.keeper.account, name, self.process.touch)
 
     def kube(self, cluster: Any) -> Any:
-        return _Counted(self.keeper.kube, "kube", self.process)
+        return _Counted(Watched(self.keeper.kube, self.keeper), "kube", self.process)
 
     @property
     def arm(self) -> Any:  # type: ignore[override]
-        return _Counted(self.keeper.arm, "arm", self.process)
+        return _Counted(Watched(self.keeper.arm, self.keeper), "arm", self.process)
 
     @property
     def events(self) -> Any:  # type: ignore[override]
@@ -70,6 +96,31 @@ class WorldClients(Clients):
     def publish(self, events: list[Any]) -> None:
         """As a topic."""
         self.keeper.published += events
+
+
+class Watched:
+    """A client whose writes the oracle looks at when they arrive, with eyes that the app has not."""
+
+    def __init__(self, inner: Any, keeper: Keeper) -> None:
+        self._inner, self._keeper = inner, keeper
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def post(self, resource_id: str, action: str, body: Any = None, **query: str) -> Any:
+        if action == "attachDetachDataDisks":
+            for disk in body["dataDisksToDetach"]:
+                self._keeper.check_detach(resource_id, disk["diskId"], forced="detachOption" in disk)
+        begun = self._inner.post(resource_id, action, body, **query)
+        self._keeper.note_post(resource_id, action, body)
+        return begun
+
+    def patch(self, path: str, change: Any, *arguments: Any) -> Any:
+        if path.startswith("/api/v1/nodes/"):
+            taints = (change.get("spec") or {}).get("taints") or ()
+            if any(f"{taint['key']}:{taint['effect']}" == OUT_OF_SERVICE for taint in taints):
+                self._keeper.check_taint(path.rpartition("/")[2])
+        return self._inner.patch(path, change, *arguments)
 
 
 class Keeper:
@@ -86,6 +137,12 @@ class Keeper:
         self.deaths = 0
         self.next_death: Callable[[], int | None] = lambda: None
         """At which request the next process dies; None for not at all."""
+        self.violations: list[str] = []
+        """What the oracle has seen the app do that it must never do."""
+        self.posts: dict[tuple[int, str, str], int] = {}
+        """Accepted writes by (epoch of the release, machine, `plain DISK`, `force DISK` or an action)."""
+        self.touched: dict[str, datetime] = {}
+        """Since when the app has written a machine or tainted its node, by vmId."""
         self._next_tick = world.now + timedelta(seconds=TICK)
         path = directory / "kubekeeper.yaml"
         entry = {
@@ -100,6 +157,7 @@ class Keeper:
         }
         path.write_text(json.dumps({"clusters": [entry]}))
         self.environ = {"KUBEKEEPER_CONFIG": str(path), "TOKEN": "-"}
+        self.settings = load_settings(self.environ)
 
     # Running
 
@@ -172,6 +230,59 @@ class Keeper:
                 raise AssertionError(f"not within {within:g} s\n{self.describe()}")
             self.step(step)
         return (self.world.now - began).total_seconds()
+
+    # The oracle
+
+    def check_detach(self, machine: str, disk: str, *, forced: bool) -> None:
+        """A disk that is mounted on a running machine is never taken; by force only from one that is off."""
+        found = self._really(machine)
+        if found is None:
+            return
+        self.touched.setdefault(found.vm_id, self.world.now)
+        if found.running and disk.lower() in found.mounts:
+            self.violations.append(f"{self.world.seconds:g} s: {disk_name(disk)} taken while mounted")
+        if found.running and forced:
+            self.violations.append(f"{self.world.seconds:g} s: {disk_name(disk)} forced off a running VM")
+
+    def check_taint(self, node: str) -> None:
+        """Out of service is a node whose machine really does not run."""
+        with contextlib.suppress(LookupError):
+            found = self._really(self.world.machine(node))
+            if found is None:
+                return
+            self.touched.setdefault(found.vm_id, self.world.now)
+            if found.running:
+                self.violations.append(f"{self.world.seconds:g} s: running node {node} taken out of service")
+
+    def note_post(self, machine: str, action: str, body: Any) -> None:
+        """Count what Azure has accepted: within one release nothing is asked for twice."""
+        found = self._really(machine)
+        if found is not None:
+            self.touched.setdefault(found.vm_id, self.world.now)
+        release = self.state.get("releases", {}).get(machine.lower()) or {}
+        detached = (body or {}).get("dataDisksToDetach", ())
+        whats = [
+            f"{'force' if 'detachOption' in disk else 'plain'} {disk['diskId'].lower()}" for disk in detached
+        ]
+        for what in whats or [action]:
+            name = (int(release.get("epoch", 0)), machine.lower(), what)
+            self.posts[name] = self.posts.get(name, 0) + 1
+            if self.posts[name] > (1 if whats else 2):
+                self.violations.append(f"{self.world.seconds:g} s: {what} of {machine} a second time")
+
+    def _really(self, machine: str) -> Machine | None:
+        resource = self.world.arm.core.state.find(machine)
+        vm_id = resource.body["properties"]["vmId"] if resource else ""
+        return self.world.arm.truth.machines.get(vm_id)
+
+    def own_corruptions(self) -> list[Corruption]:
+        """Damage on machines after the app has touched them; the rest is Kubernetes' and the driver's own."""
+        return [
+            found
+            for found in self.world.corruptions
+            if datetime.fromisoformat(found.at)
+            >= self.touched.get(found.vm_id, datetime.max.replace(tzinfo=UTC))
+        ]
 
     # What can be seen
 

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+import urllib3
 from azure.core.pipeline import policies
 from azure.core.pipeline.transport import HttpTransport
 from azure.core.rest._http_response_impl import HttpResponseImpl
@@ -56,21 +57,33 @@ def call(app: Any, method: str, url: str, headers: dict[str, str], body: bytes |
         "server": (parts.hostname, parts.port),
         "client": ("127.0.0.1", 0),
     }
-    sent: list[Any] = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": body or b"", "more_body": False}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    _run(app(scope, receive, send))
-    if not sent:
+    cycle = _Cycle(body or b"")
+    _run(app(scope, cycle.receive, cycle.send))
+    if cycle.is_dropped or not cycle.sent:
         raise ConnectionError("the answer was lost")
-    start = sent[0]
+    start = cycle.sent[0]
     answered = {name.decode(): value.decode() for name, value in start.get("headers", ())}
-    data = b"".join(m.get("body", b"") for m in sent[1:])
+    data = b"".join(m.get("body", b"") for m in cycle.sent[1:])
     return Response(start["status"], CaseInsensitiveDict(answered), data)
+
+
+class _Cycle:
+    """One request, with the transport that stand-ins abort when an answer is to be lost."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.sent: list[Any] = []
+        self.is_dropped = False
+        self.transport = self
+
+    async def receive(self) -> dict[str, Any]:
+        return {"type": "http.request", "body": self.body, "more_body": False}
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    def abort(self) -> None:
+        self.is_dropped = True
 
 
 def _run(work: Coroutine[Any, Any, Any]) -> None:
@@ -89,7 +102,10 @@ class _Pool:
         self._app = app
 
     def request(self, method: str, url: str, *, body: bytes | None, headers: dict[str, str]) -> Response:
-        return call(self._app, method, url, headers, body)
+        try:
+            return call(self._app, method, url, headers, body)
+        except ConnectionError as error:
+            raise urllib3.exceptions.ProtocolError(str(error)) from error
 
     def clear(self) -> None:
         pass

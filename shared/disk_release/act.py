@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from shared.disk_release import writes
+from shared.disk_release import settle, writes
 from shared.disk_release.observation import Observation
 from shared.disk_release.observe import World, look_again, raw
 from shared.disk_release.policy import DiskReleasePolicy
 from shared.disk_release.proof import prove
 from shared.disk_release.rules import broken
 from shared.disk_release.state import (
+    ArmWrite,
     ReleaseState,
     WriteState,
     accepted,
@@ -188,23 +189,22 @@ def _write_azure(action: Action, place: Place, proof: str) -> Outcome:
         message = f"{action.message}: no answer ({error}); whether it began is looked for"
         return _outcome(action, Status.FAILED, message, proof)
     except (ApiError, UnsafePlanError) as error:
-        code = getattr(error, "code", None) or type(error).__name__
-        place.memory.save(
-            ended(
-                place.memory.state,
-                vm,
-                write.id,
-                WriteState.FAILED,
-                place.now(),
-                code=code,
-                message=str(error),
-            )
-        )
-        return _outcome(action, Status.FAILED, str(error), proof, final=not isinstance(error, ThrottledError))
+        _refused(write, error, vm, place)
+        return _outcome(action, Status.FAILED, str(error), proof, final=True)
     place.memory.save(accepted(place.memory.state, vm, write.id, begun.status_url))
     if begun.is_done:
         place.memory.save(ended(place.memory.state, vm, write.id, WriteState.SUCCEEDED, place.now()))
     return _outcome(action, Status.SUCCEEDED, action.message, proof, event=BEGUN_EVENTS[action.kind])
+
+
+def _refused(write: ArmWrite, error: AutomationError, vm: str, place: Place) -> None:
+    """Azure did not take the request."""
+    release = place.memory.state.release_of(vm)
+    assert release is not None, "it was announced"
+    code = getattr(error, "code", None) or type(error).__name__
+    code = "Throttled" if isinstance(error, ThrottledError) else code
+    state = settle.failed(place.memory.state, release, write, place.now(), code=code, message=str(error))
+    place.memory.save(state)
 
 
 def _send(action: Action, place: Place) -> Begun:

@@ -248,6 +248,8 @@ def _needs_disk(case: Case, policy: DiskReleasePolicy, now: datetime) -> bool:
     if key(case.disk_id) not in case.observation.census or node is None or node.is_ready:
         return True
     release = case.observation.state.release_of(case.vm)
-    if release is None or release.tainted_at is None:
+    taint = node.out_of_service
+    tainted_at = (release.tainted_at if release else None) or (taint.added_at if taint else None)
+    if release is None or tainted_at is None:
         return False
-    return case.attachment is None or now - release.tainted_at >= policy.limits.detach_after
+    return case.attachment is None or now - tainted_at >= policy.limits.detach_after

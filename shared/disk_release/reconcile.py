@@ -16,13 +16,14 @@ import msgspec
 
 from shared.disk_release import settle
 from shared.disk_release.act import Memory, Place, act
+from shared.disk_release.cases import machine_name
 from shared.disk_release.decide import decide, verdicts
 from shared.disk_release.memory import remember
 from shared.disk_release.observation import AUTOMATION, Observation, read
 from shared.disk_release.observe import World, observe
 from shared.disk_release.policy import DiskReleasePolicy
 from shared.disk_release.settle import Judgement, Standing, judge_all
-from shared.disk_release.state import Done, Release, ReleaseState, WriteState
+from shared.disk_release.state import Done, Release, ReleaseState
 from shared.disk_release.tell import tell_cluster
 from shared.errors import ApiError, MessageError, NotFoundError
 from shared.model.plan import Action, ActionKind, Outcome, Plan, Status
@@ -76,11 +77,12 @@ def go(place: Place, now: datetime, asked_for: Sequence[str] = ()) -> Pass:
     before = place.memory.state
     state = before.document()
     observation = observe(place.cluster, place.world, state=state, now=now, asked_for=asked_for)
-    observation = settle_writes(observation, place)
+    judged = settle_writes(observation, place)
+    observation = with_judgements(observation, judged, place.now())
     after = remember(observation, now)
     place.memory.save(after)
     plan = decide(observation, place.policy, now)
-    outcomes = [*ended_writes(before, after), *freed_disks(before, after, observation)]
+    outcomes = [*map(of_write, judged), *freed_disks(before, after)]
     if not place.policy.dry_run:
         outcomes += act(plan, observation, place)
     tell_cluster(place.kube, observation, outcomes, place.now())
@@ -104,12 +106,23 @@ def open_place(cluster: Cluster, clients: Clients, claim: Claim) -> Place:
 # What was begun before
 
 
-def settle_writes(observation: Observation, place: Place) -> Observation:
-    """Ask those operations whose machine came to rest without the effect; the rest needs no question."""
-    state, now = observation.state, place.now()
-    for judged in judge_all(observation, now):
-        if judged.standing is Standing.ASK:
-            state = settle.note(state, ask(judged, place), now)
+def settle_writes(observation: Observation, place: Place) -> list[Judgement]:
+    """Which writes are over, and how. Only those operations are asked whose machine came to rest without the
+    effect.
+    """
+    found = []
+    for judged in judge_all(observation, place.now()):
+        known = ask(judged, place) if judged.standing is Standing.ASK else judged
+        if known.standing in (Standing.SUCCEEDED, Standing.FAILED):
+            found.append(known)
+    return found
+
+
+def with_judgements(observation: Observation, judged: Sequence[Judgement], now: datetime) -> Observation:
+    """The observation with what was judged in its state, so that a plan from its file is the same."""
+    state = observation.state
+    for one in judged:
+        state = settle.note(state, one, now)
     if state == observation.state:
         return observation
     assert observation.snapshot is not None
@@ -136,22 +149,6 @@ def _failed(judged: Judgement, code: str, message: str) -> Judgement:
     return Judgement(judged.release, judged.write, Standing.FAILED, code, message)
 
 
-def ended_writes(before: ReleaseState, after: ReleaseState) -> list[Outcome]:
-    """An outcome for each write that was open before this look and is over now."""
-    found = []
-    for vm, release in before.releases.items():
-        write = release.open_write
-        known = after.releases.get(vm)
-        if write is None:
-            continue
-        now = next((w for w in known.writes if w.id == write.id), None) if known else None
-        if now is not None and not now.is_open:
-            found.append(_of_write(release, now.kind, now.state, f"{now.code} {now.message}".strip()))
-        elif now is None:
-            found.append(_of_write(release, write.kind, WriteState.SUCCEEDED, ""))
-    return found
-
-
 ENDED: dict[ActionKind, tuple[str, str]] = {
     ActionKind.POWER_OFF_VM: ("PoweredOff", "is off"),
     ActionKind.DETACH_DISK: ("Detached", "has let its disks go"),
@@ -160,10 +157,13 @@ ENDED: dict[ActionKind, tuple[str, str]] = {
 }
 
 
-def _of_write(release: Release, kind: ActionKind, state: WriteState, why: str) -> Outcome:
+def of_write(judged: Judgement) -> Outcome:
+    """The outcome of a write that is over."""
+    release, kind = judged.release, judged.write.kind
     event, text = ENDED[kind]
-    name = release.vm.rpartition("/")[2]
-    is_bad = state is WriteState.FAILED
+    name = machine_name(release.vm)
+    is_bad = judged.standing is Standing.FAILED
+    why = f"{judged.code}, {judged.message}".strip(", ")
     message = f"{kind} of {name} failed: {why}" if is_bad else f"VM {name} {text}"
     data: dict[str, Any] = {"vm": release.vm, "event": f"{kind}Failed" if is_bad else event, "final": True}
     return Outcome(
@@ -174,7 +174,7 @@ def _of_write(release: Release, kind: ActionKind, state: WriteState, why: str) -
     )
 
 
-def freed_disks(before: ReleaseState, after: ReleaseState, observation: Observation) -> list[Outcome]:
+def freed_disks(before: ReleaseState, after: ReleaseState) -> list[Outcome]:
     """An outcome for each disk that was first seen free in this look."""
     return [_of_disk(done, before) for done in after.done if done not in before.done]
 

@@ -21,12 +21,15 @@ from shared.disk_release.state import (
     ReleaseState,
     WriteState,
     accepted,
+    closed,
     ended,
 )
 from shared.model.disk import Machine
 from shared.model.plan import ActionKind
 
 IN_TRANSITION = frozenset({"Updating", "Creating", "Deleting", "Migrating"})
+NEVER_TAKEN_UP = frozenset({"NeverArrived", "Throttled", "Conflict", "AnotherOperationInProgress"})
+"""Of requests that have changed nothing: not there, too many, or one at a time."""
 DETACHES = frozenset({ActionKind.DETACH_DISK, ActionKind.FORCE_DETACH_DISK})
 
 
@@ -111,5 +114,16 @@ def note(state: ReleaseState, judged: Judgement, now: datetime) -> ReleaseState:
     if judged.standing is Standing.SUCCEEDED:
         return ended(state, vm, write, WriteState.SUCCEEDED, now)
     if judged.standing is Standing.FAILED:
-        return ended(state, vm, write, WriteState.FAILED, now, code=judged.code, message=judged.message)
+        return failed(state, judged.release, judged.write, now, code=judged.code, message=judged.message)
     return state
+
+
+def failed(
+    state: ReleaseState, release: Release, write: ArmWrite, now: datetime, *, code: str, message: str
+) -> ReleaseState:
+    """The write has failed. A detach that Azure never took up was no try: its release ends, and what is still
+    stuck begins anew, so that force is never used for want of an answer.
+    """
+    if write.kind in DETACHES and code in NEVER_TAKEN_UP:
+        return closed(state, release.vm)
+    return ended(state, release.vm, write.id, WriteState.FAILED, now, code=code, message=message)

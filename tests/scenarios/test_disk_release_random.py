@@ -1,0 +1,333 @@
+"""Random worlds: seeded schedules of everything that can go wrong, then peace, then the oracle's questions.
+
+Every schedule lets machines and kubelets die, come back, be stopped, started, deleted and replaced, disks be
+taken or attached by others, Azure refuse, fail, lose answers and lag, Kubernetes refuse, and the app's own
+processes die at any request, while messages come late and twice. Afterwards: nothing corrupted where the app
+had a hand in it, no disk taken or taint set that should not have been, no effective write twice for one
+release, and every disk that could be freed is free.
+
+60 worlds in `make test`, 10,000 with KUBEKEEPER_SWEEP=full, others with KUBEKEEPER_SWEEP=FIRST-LAST.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from disk_release_world import OUT_OF_SERVICE, Keeper
+
+from sandbox.arm import QUOTED
+from sandbox.arm.core import ArmError, Ending
+from sandbox.arm.state import Resource
+from sandbox.asgi import Fault, on
+from sandbox.scenario import World
+from shared.model.disk import OWNER_ANNOTATION
+
+TROUBLE, PEACE = 900.0, 1800.0
+"""Seconds of trouble, and of the peace in which everything that can be freed has to be."""
+STEP = 5.0
+MACHINES = "/providers/Microsoft.Compute/virtualMachine"
+
+
+def seeds() -> range:
+    """Which schedules this run looks at."""
+    wanted = os.environ.get("KUBEKEEPER_SWEEP", "")
+    if wanted == "full":
+        return range(10_000)
+    if "-" in wanted:
+        first, last = wanted.split("-")
+        return range(int(first), int(last))
+    return range(60)
+
+
+@dataclass
+class Story:
+    """One world, made and troubled by its seed alone."""
+
+    seed: int
+    directory: Path
+    log: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.world = World(serve=False, cloud_controller=self.random.random() < 0.6)
+        self.world.cloud.marks_out_of_service = self.random.random() < 0.5
+        self.world.arm.core.latencies = QUOTED
+        self.world.disks.forces = self.random.random() < 0.5
+        self.nodes = self._nodes()
+        self.replicas = self.random.randint(1, 3)
+        self.world.add_stateful_set("db", self.replicas)
+        self.world.advance(150)
+        self.policy = self._policy()
+        self.app = Keeper(self.world, self.directory, **self.policy)
+        self.deadly = self.random.random() < 0.5
+        self.app.next_death = self._next_death
+
+    def _nodes(self) -> list[str]:
+        count, kind = self.random.randint(3, 5), self.random.choice(["single", "uniform", "flexible"])
+        if kind == "single":
+            names = [f"n{number}" for number in range(count)]
+            self.world.add_nodes(*names)
+            return names
+        self.world.add_scale_set("agents", count, flexible=kind == "flexible")
+        return self.world.nodes()
+
+    def _policy(self) -> dict[str, Any]:
+        choose = self.random.choice
+        return {
+            "grace": choose(["0s", "20s", "60s"]),
+            "fence": choose(["allowed", "allowed", "allowed", "never"]),
+            "fenceWith": choose(["powerOff", "powerOff", "deallocate"]),
+            "force": choose([True, True, False]),
+            "repair": choose([True, False]),
+            "fencesPerWindow": choose([2, 5]),
+            "freezeAbovePercent": choose([50, 70]),
+            "detachAfter": choose(["30s", "90s"]),
+        }
+
+    def _next_death(self) -> int | None:
+        return self.random.randint(0, 60) if self.deadly and self.random.random() < 0.25 else None
+
+    # Trouble
+
+    def trouble(self) -> None:
+        """A quarter of an hour in which things happen every half minute or so."""
+        end = self.world.seconds + TROUBLE
+        while self.world.seconds < end:
+            self.app.run(self.random.uniform(5, 60), step=STEP)
+            happens = self.random.choice(EVENTS)
+            node = self.random.choice(self.nodes)
+            try:
+                happens(self, node)
+            except (LookupError, ArmError, AssertionError, KeyError) as error:
+                self.log.append(
+                    f"{self.world.seconds:g} {happens.__name__} {node}: not possible ({error})"[:120]
+                )
+            else:
+                self.log.append(f"{self.world.seconds:g} {happens.__name__} {node}")
+            if self.random.random() < 0.5:
+                self.app.nudge("NodeNotReady")
+            if self.random.random() < 0.2:
+                self.app.nudge("Twice")
+
+    def peace(self) -> None:
+        """Nothing breaks any more; what is broken stays so."""
+        self.deadly = False
+        self.world.arm.core.endings.clear()
+        self.world.arm.core.stale.clear()
+        self.world.arm.core._closed.clear()
+        self.world.arm.recorder.faults.clear()
+        self.world.kubernetes.faults.clear()
+        self.app.run(PEACE, step=STEP)
+
+    # Questions
+
+    def wrongs(self) -> list[str]:
+        """Everything that must not be so."""
+        found = [*self.app.violations, *(f"corruption: {c}" for c in self.app.own_corruptions())]
+        found += [f"not released: {disk}" for disk in self.stuck()]
+        found += [f"poisoned: {line}" for line in self.app.poisoned]
+        found += [f"left tainted: {name}" for name in self.left_tainted()]
+        return found
+
+    def left_tainted(self) -> list[str]:
+        """Nodes that carry our taint without need: alive, or without any attachment."""
+        held = {node for _, node, _ in self.world.attachments()}
+        found = []
+        for name in self.world.nodes():
+            node = self.world.node(name)
+            is_ours = OWNER_ANNOTATION in (node.document["metadata"].get("annotations") or {})
+            if is_ours and OUT_OF_SERVICE in node.taints and (node.is_ready or name not in held):
+                found.append(name)
+        return found
+
+    def stuck(self) -> list[str]:
+        """Disks that a dead machine holds, that somebody waits for, and that nothing forbids to free."""
+        core, truth = self.world.arm.core, self.world.arm.truth
+        found = []
+        for number in range(self.replicas):
+            disk = core.state.find(self.world.arm.id_of("Microsoft.Compute/disks", f"db-{number}"))
+            if disk is None or disk.body["properties"]["diskState"] not in ("Attached", "Reserved"):
+                continue
+            holder = core.state.find(disk.body["managedBy"])
+            pod = next((p for p in self.world.pods("db") if p.name == f"db-{number}"), None)
+            if holder is None or pod is None or pod.is_running:
+                continue
+            machine = truth.machines[holder.body["properties"]["vmId"]]
+            if not machine.running and self._is_ours_to_free(holder):
+                found.append(f"db-{number} held by {holder.id.rpartition('/')[2]}")
+        return found
+
+    def _is_ours_to_free(self, holder: Resource) -> bool:
+        """Azure knows that the machine is off (or it may be fenced), and the cluster is not frozen."""
+        reasons = set(self.app.left_alone().values())
+        if not self.policy["force"] and reasons & {"PlainDetachFailed"}:
+            return False  # the policy leaves it to people
+        if reasons & {"ClusterIsNotFrozen", "FencesAreWithinLimits"}:
+            return False
+        if self.world.nodes(ready=True) == []:
+            return False
+        is_known_off = holder.hidden.get("power") in ("stopped", "deallocated")
+        return is_known_off or self.policy["fence"] == "allowed"
+
+    def describe(self) -> str:
+        return "\n".join([f"seed {self.seed}", *self.log, self.app.describe()])
+
+
+# What happens
+
+
+def kill_kubelet(story: Story, node: str) -> None:
+    story.world.kill_kubelet(node)
+
+
+def revive_kubelet(story: Story, node: str) -> None:
+    story.world.revive_kubelet(node)
+
+
+def crash(story: Story, node: str) -> None:
+    story.world.crash(node)
+
+
+def stop(story: Story, node: str) -> None:
+    deallocate = story.random.random() < 0.5
+    story.world.stop_machine(node, deallocate=deallocate, at_once=story.random.random() < 0.5)
+
+
+def start(story: Story, node: str) -> None:
+    story.world.start_machine(node, at_once=story.random.random() < 0.5)
+
+
+def restart(story: Story, node: str) -> None:
+    story.world.arm.core.do("POST", story.world.machine(node), None, "restart", at_once=False)
+
+
+def delete_machine(story: Story, node: str) -> None:
+    if len(story.world.nodes(ready=True)) > 2:
+        story.world.delete_machine(node, at_once=story.random.random() < 0.5)
+
+
+def replace_machine(story: Story, node: str) -> None:
+    if "virtualMachineScaleSets" not in story.world.machine(node):
+        story.world.arm.replace_vm(story.world.machine(node))
+
+
+def delete_node(story: Story, node: str) -> None:
+    if not story.world.node(node).is_ready:
+        story.world.delete_node(node)
+
+
+def delete_pod(story: Story, node: str) -> None:
+    for pod in story.world.pods("db", node=node):
+        story.world.delete_pod(pod.name)
+
+
+def cordon(story: Story, node: str) -> None:
+    if len(story.world.nodes(ready=True)) > 2:
+        story.world.cordon(node)
+
+
+def attach_somewhere(story: Story, node: str) -> None:
+    """Somebody attaches a free disk of the cluster, and nothing in Kubernetes knows of it."""
+    disk = story.world.arm.add_disk(
+        f"left-{len(story.log)}", **{"kubernetes.io-created-for-pv-name": "pv-left"}
+    )
+    story.world.arm.attach(story.world.machine(node), disk, 20 + len(story.log) % 8)
+
+
+def stop_driver(story: Story, node: str) -> None:
+    """The disk driver's controller is down for some minutes: nothing is attached or detached by it."""
+    driver = story.world.disks
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("the driver's controller is down")
+
+    def mend() -> None:
+        driver.__dict__.pop("_go_on", None)
+
+    driver.__dict__["_go_on"] = refuse
+    story.world.at(story.random.uniform(60, 400), mend)
+
+
+def touch_machine(story: Story, node: str) -> None:
+    """Somebody else writes the machine: tags, an extension; it may fail and leave it Failed."""
+    if story.random.random() < 0.3:
+        story.world.arm.core.endings.append(Ending(on="virtualMachines/patch", code="VMExtensionError"))
+    story.world.arm.core.do("PATCH", story.world.machine(node), {"tags": {"by": "others"}}, at_once=False)
+
+
+def fail_writes(story: Story, node: str) -> None:
+    """Operations to come end badly, some with the work done."""
+    verb = story.random.choice(["powerOff", "attachDetachDataDisks", "deallocate", "virtualMachines/"])
+    status = story.random.choice(["Failed", "Canceled"])
+    story.world.arm.core.endings.append(
+        Ending(on=verb, status=status, applied=story.random.random() < 0.3, times=story.random.randint(1, 2))
+    )
+
+
+def refuse_requests(story: Story, node: str) -> None:
+    """Azure answers some requests with an error, or not at all."""
+    method = story.random.choice(["GET", "POST", "*"])
+    if story.random.random() < 0.4:
+        fault = Fault(on(method, MACHINES), lose_answer=True, times=story.random.randint(1, 3))
+    else:
+        status = story.random.choice([403, 404, 409, 429, 500, 503])
+        code = {404: "ResourceNotFound", 403: "AuthorizationFailed"}.get(status, "Trouble")
+        body = {"error": {"code": code, "message": "no"}}
+        # Absence is believed after two reads half a minute apart; a service that lies longer deletes Nodes.
+        times = 1 if status == 404 else story.random.randint(1, 4)
+        fault = Fault(on(method, MACHINES), status=status, body=body, times=times)
+    story.world.arm.fault(fault)
+
+
+def read_the_past(story: Story, node: str) -> None:
+    """Reads lag behind by up to what evidence may be old."""
+    story.world.arm.core.read_stale(story.random.uniform(1, 10), MACHINES, times=2)
+
+
+def kubernetes_refuses(story: Story, node: str) -> None:
+    status = story.random.choice([409, 429, 500])
+    method = story.random.choice(["PATCH", "GET", "DELETE"])
+    body = {"kind": "Status", "status": "Failure", "reason": "Trouble", "code": status}
+    story.world.kubernetes.faults.append(
+        Fault(on(method, "/"), status=status, body=body, times=story.random.randint(1, 3))
+    )
+
+
+EVENTS: list[Callable[[Story, str], None]] = [
+    *([kill_kubelet] * 4),
+    *([crash] * 3),
+    *([stop] * 3),
+    *([start] * 3),
+    *([revive_kubelet] * 2),
+    *([fail_writes] * 2),
+    *([stop_driver] * 2),
+    *([refuse_requests] * 2),
+    restart,
+    delete_machine,
+    replace_machine,
+    delete_node,
+    delete_pod,
+    cordon,
+    attach_somewhere,
+    touch_machine,
+    read_the_past,
+    kubernetes_refuses,
+]
+
+
+@pytest.mark.parametrize("first", seeds()[::20])
+def test_random_worlds_end_well(first: int, tmp_path: Path) -> None:
+    for seed in range(first, min(first + 20, seeds().stop)):
+        story = Story(seed, tmp_path)
+        try:
+            story.trouble()
+            story.peace()
+            assert story.wrongs() == [], story.describe()
+        finally:
+            story.world.stop()
