@@ -121,9 +121,11 @@ def note(state: ReleaseState, judged: Judgement, now: datetime) -> ReleaseState:
 def failed(
     state: ReleaseState, release: Release, write: ArmWrite, now: datetime, *, code: str, message: str
 ) -> ReleaseState:
-    """The write has failed. A detach that Azure never took up was no try: its release ends, and what is still
-    stuck begins anew, so that force is never used for want of an answer.
+    """The write has failed. One that Azure never took up was no try: its release ends, and what is still
+    stuck begins anew. So force is never used for want of an answer, and a fence is tried again, as often as
+    the policy's window allows, when the missing role is there.
     """
-    if write.kind in DETACHES and code in NEVER_TAKEN_UP:
+    is_refused_fence = write.kind is ActionKind.POWER_OFF_VM and not write.status_url
+    if is_refused_fence or (write.kind in DETACHES and code in NEVER_TAKEN_UP):
         return closed(state, release.vm)
     return ended(state, release.vm, write.id, WriteState.FAILED, now, code=code, message=message)
