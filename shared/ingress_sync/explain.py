@@ -16,13 +16,16 @@ def route_table(document: Document) -> tuple[RouteLine, ...]:
     everyone. `owner` is the listener's name.
     """
     table = _Table(document)
-    rules = parts(document, "requestRoutingRules")
-    lines = [
-        (table.place(rule), int(inside(rule).get("priority") or 0), line)
-        for rule in rules
-        for line in table.lines(rule)
+    rules = [
+        (table.place(rule), int(inside(rule).get("priority") or 0), rule)
+        for rule in parts(document, "requestRoutingRules")
     ]
-    return tuple(line for _, _, line in sorted(lines, key=lambda one: one[:2]))
+    rules.sort(key=lambda one: one[:2])
+    return tuple(line for place, _, rule in rules for line in table.lines(rule, place))
+
+
+_PLAIN = ("redirectConfiguration", "backendAddressPool", "backendHttpSettings")
+_DEFAULT = ("defaultRedirectConfiguration", "defaultBackendAddressPool", "defaultBackendHttpSettings")
 
 
 class _Table:
@@ -41,25 +44,28 @@ class _Table:
             for part in parts(document, collection)
         }
 
+        self._targets: dict[tuple[str, str, str], str] = {}
+
     def place(self, rule: Part) -> tuple[str, int]:
         listener = self._at(rule, "httpListener")
         frontend = self._at(listener, "frontendIPConfiguration")
         kind = "public" if inside(frontend).get("publicIPAddress") else "private"
         return kind, int(inside(self._at(listener, "frontendPort")).get("port") or 0)
 
-    def lines(self, rule: Part) -> Iterable[RouteLine]:
-        listener, (kind, port) = self._at(rule, "httpListener"), self.place(rule)
+    def lines(self, rule: Part, place: tuple[str, int]) -> Iterable[RouteLine]:
+        listener, (kind, port) = self._at(rule, "httpListener"), place
+        protocol, name = str(inside(listener).get("protocol")), str(listener.get("name"))
         routes = list(self._routes(rule))
         for host in hosts_of(listener) or ("",):
             for path, target in routes:
                 yield RouteLine(
                     frontend=kind,
                     port=port,
-                    protocol=str(inside(listener).get("protocol")),
+                    protocol=protocol,
                     host=host,
                     path=path,
                     target=target,
-                    owner=str(listener.get("name")),
+                    owner=name,
                 )
 
     def _routes(self, rule: Part) -> Iterable[tuple[str, str]]:
@@ -73,15 +79,19 @@ class _Table:
         yield "/*", self._target(found, "default")
 
     def _target(self, part: Part, prefix: str) -> str:
-        def field(name: str) -> str:
-            return prefix + name[0].upper() + name[1:] if prefix else name
+        fields = _DEFAULT if prefix else _PLAIN
+        key = (reference(part, fields[0]), reference(part, fields[1]), reference(part, fields[2]))
+        known = self._targets.get(key)
+        if known is None:
+            known = self._targets[key] = self._describe(*key)
+        return known
 
-        redirect = self.by_id.get(reference(part, field("redirectConfiguration")))
+    def _describe(self, redirect_id: str, pool_id: str, settings_id: str) -> str:
+        redirect = self.by_id.get(redirect_id)
         if redirect is not None:
             listener = self._at(redirect, "targetListener")
             return f"redirect to {inside(redirect).get('targetUrl') or listener.get('name')}"
-        pool = self._at(part, field("backendAddressPool"))
-        settings = inside(self._at(part, field("backendHttpSettings")))
+        pool, settings = self.by_id.get(pool_id, {}), inside(self.by_id.get(settings_id, {}))
         count = len(inside(pool).get("backendAddresses") or ())
         return f"{pool.get('name')} ({count}) {str(settings.get('protocol')).lower()}:{settings.get('port')}"
 

@@ -28,6 +28,7 @@ from shared.model.ingress import (
     IngressBackend,
     IngressClass,
     IngressPath,
+    IngressServiceBackend,
     Malformed,
     TlsSecret,
 )
@@ -35,6 +36,8 @@ from shared.model.ingress import (
 CLASS_ANNOTATION = "kubernetes.io/ingress.class"
 DEFAULT_CLASS_ANNOTATION = "ingressclass.kubernetes.io/is-default-class"
 MAX_PATH = 1024
+GOOD_PATH = re.compile(r"/[A-Za-z0-9/._~-]{0,1000}\*?")
+"""What most paths look like; the others are looked at closely."""
 BAD_PATH = re.compile(r"[?#\s\x00-\x1f\x7f]")
 
 
@@ -117,6 +120,7 @@ class _Front:
         rewrites = observation.kubernetes.azureapplicationgatewayrewrites
         self.rewrites = {f"{one.metadata.namespace}/{one.metadata.name}" for one in rewrites}
         self.prohibited = Prohibited(observation.kubernetes.azureingressprohibitedtargets)
+        self.known: dict[tuple[Options, str], Backend] = {}
         self.there = _names_on(observation.gateway or {})
         self.frontends = _frontends_on(observation.gateway or {})
 
@@ -135,6 +139,16 @@ class _Front:
         self.found.warnings += one.warnings
         if one.deviations:
             self.found.deviations[ingress.key] = one.deviations
+
+    def backend(self, options: Options, resolved: Resolved) -> Backend:
+        """The very same value for the same options and service, so that others know it by identity."""
+        key = (options, resolved.service)
+        known = self.known.get(key)
+        if known is None:
+            settings = _settings(self.policy, options, resolved)
+            known = Backend(pool=resolved.pool, settings=settings, service=resolved.service)
+            self.known[key] = known
+        return known
 
     def require(self, collection: str, names: Iterable[str], what: str) -> None:
         """Refuses when the gateway has no such part."""
@@ -168,6 +182,7 @@ class _Translator:
         self.warnings: list[Finding] = []
         self.deviations: set[str] = set()
         self.tls: list[tuple[tuple[str, ...], Tls]] = []
+        self.backends: dict[IngressServiceBackend, Backend] = {}
 
     def warn(self, reason: str, message: str) -> None:
         finding = Finding(owner=self.ingress.key, reason=reason, message=message)
@@ -276,13 +291,11 @@ class _Translator:
         by_host: dict[str, list[PathRule]] = {}
         for rule in self.ingress.spec.rules or ():
             hosts = self._hosts(rule.host)
-            for path in self._paths(rule.http):
-                made = self._path_rule(path)
-                for host in hosts:
-                    if not self.front.prohibited.covers(host, path.path):
-                        by_host.setdefault(host, []).append(made)
+            said = [(path.path, self._path_rule(path)) for path in self._paths(rule.http)]
             for host in hosts:
-                by_host.setdefault(host, [])
+                there = by_host.setdefault(host, [])
+                covers = self.front.prohibited.covers
+                there += [made for path, made in said if not covers(host, path)]
         self._add_default(by_host)
         return self._grouped({host: rules for host, rules in by_host.items() if rules})
 
@@ -313,25 +326,26 @@ class _Translator:
     def _rule(self, path: str, match: Match, backend: IngressBackend) -> PathRule:
         if backend.service is None:
             raise Refusal("UnsupportedBackend", f"the backend of path '{path}' is no Service; name a Service")
-        resolved = self.front.backends.resolve(self.namespace, backend.service)
-        for reason, message in resolved.notes:
-            self.warn(reason, message)
-        if resolved.is_mixed:
-            self.deviations.add("MixedTargetPorts")
-        options = self.options
-        resource = options.rewrite_resource
+        made = self.backends.get(backend.service)
+        if made is None:
+            made = self.backends[backend.service] = self._backend(backend.service)
+        options, resource = self.options, self.options.rewrite_resource
         return PathRule(
             path=path,
             match=match,
-            backend=Backend(
-                pool=resolved.pool,
-                settings=_settings(self.front.policy, options, resolved),
-                service=resolved.service,
-            ),
+            backend=made,
             waf_policy=options.waf_policy,
             rewrite=options.rewrite_set,
             rewrite_resource=f"{self.namespace}/{resource}" if resource else "",
         )
+
+    def _backend(self, service: IngressServiceBackend) -> Backend:
+        resolved = self.front.backends.resolve(self.namespace, service)
+        for reason, message in resolved.notes:
+            self.warn(reason, message)
+        if resolved.is_mixed:
+            self.deviations.add("MixedTargetPorts")
+        return self.front.backend(self.options, resolved)
 
     def _grouped(self, by_host: dict[str, list[PathRule]]) -> tuple[Site, ...]:
         """Hosts with the same rules and certificate together."""
@@ -366,19 +380,22 @@ def _checked_host(host: str) -> str:
     return found
 
 
+_MATCHES = {match.value: match for match in Match}
+
+
 def _match(path: IngressPath) -> Match:
     if not path.path_type:
         return Match.WRITTEN
-    try:
-        return Match(path.path_type)
-    except ValueError:
+    found = _MATCHES.get(path.path_type)
+    if found is None:
         known = "Exact, Prefix or ImplementationSpecific"
-        raise Refusal("InvalidPathType", f"the pathType '{path.path_type}' is not {known}") from None
+        raise Refusal("InvalidPathType", f"the pathType '{path.path_type}' is not {known}")
+    return found
 
 
 def _checked_path(path: str, match: Match) -> str:
-    if not path and match is Match.WRITTEN:
-        return ""
+    if GOOD_PATH.fullmatch(path) or (not path and match is Match.WRITTEN):
+        return path
     problem = ""
     if not path.startswith("/"):
         problem = "must start with '/'"

@@ -21,7 +21,7 @@ class Prohibited:
 
     def covers(self, host: str, path: str) -> bool:
         """Whether a path of a host ("" is any) is on the list; case does not matter."""
-        return any(
+        return bool(self._targets) and any(
             (not denied_host or denied_host == host)
             and (not paths or any(covers_path(denied, path) for denied in paths))
             for denied_host, paths in self._targets

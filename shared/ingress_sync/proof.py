@@ -87,7 +87,10 @@ class _Trial:
         self.gateway = GatewayRouting(compiled.document)
         self.before = observation.gateway or {}
         self.after = compiled.document
-        self.own = {name for names in compiled.served.values() for name in names}
+        self.owners: dict[str, list[str]] = {}
+        for owner, names in compiled.served.items():
+            for name in names:
+                self.owners.setdefault(name, []).append(owner)
         self.names = Names(prefix_of(observation.cluster, observation.policy.prefix))
         self.compiled = compiled
         self.differences: list[Difference] = []
@@ -131,7 +134,7 @@ class _Trial:
                 self._differ(place, (host, path), expected, actual, owners)
 
     def _is_theirs(self, listener: Listener | None) -> bool:
-        return listener is not None and listener.name not in self.own
+        return listener is not None and listener.name not in self.owners
 
     def _differ(
         self,
@@ -144,8 +147,7 @@ class _Trial:
         (frontend, port, protocol), (host, path) = place, request
         listener = self.gateway.listener(frontend, port, host)
         if not owners and listener is not None:
-            served = self.compiled.served.items()
-            owners = tuple(owner for owner, names in served if listener.name in names)
+            owners = tuple(self.owners.get(listener.name, ()))
         self.differences.append(
             Difference(
                 frontend=frontend,
@@ -215,10 +217,7 @@ class _Trial:
         before = was.matcher.answer(path)
         after = now.matcher.answer(path) if now else NOTHING
         if now is None or now.name != was.name or before != after:
-            owners: tuple[str, ...] = ()
-            if now is not None:
-                served = self.compiled.served.items()
-                owners = tuple(owner for owner, names in served if now.name in names)
+            owners = tuple(self.owners.get(now.name, ())) if now is not None else ()
             self.differences.append(
                 Difference(
                     frontend=f"listener {was.name} of others",

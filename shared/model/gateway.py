@@ -8,7 +8,6 @@ dictionaries that Resource Manager answered; nothing here changes one in place. 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from typing import Any
 
 from shared.model.plan import canonical_json
@@ -80,23 +79,23 @@ def part_key(collection: str, name: str) -> str:
     return f"{collection}/{name.lower()}"
 
 
-def references(value: Any) -> Iterator[str]:
+def references(value: Any) -> list[str]:
     """Every `{"id": ...}` below a value, lower-cased, except the value's own id."""
-    if isinstance(value, dict):
-        for below in value.values():
-            if isinstance(below, dict):
-                if len(below) == 1 and isinstance(below.get("id"), str):
-                    yield below["id"].lower()
-                else:
-                    yield from references(below)
-            elif isinstance(below, list):
-                yield from references(below)
-    elif isinstance(value, list):
-        for below in value:
-            if isinstance(below, dict) and len(below) == 1 and isinstance(below.get("id"), str):
-                yield below["id"].lower()
+    found: list[str] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: Any, found: list[str]) -> None:
+    for below in value.values() if type(value) is dict else value:
+        kind = type(below)
+        if kind is dict:
+            if len(below) == 1 and type(below.get("id")) is str:
+                found.append(below["id"].lower())
             else:
-                yield from references(below)
+                _collect(below, found)
+        elif kind is list:
+            _collect(below, found)
 
 
 def hosts_of(listener: Part) -> tuple[str, ...]:
@@ -111,32 +110,77 @@ def hosts_of(listener: Part) -> tuple[str, ...]:
 def normalised(value: Any, *, is_redirect: bool = False) -> Any:
     """What W13 compares: a copy without the ignored fields, ids lower-cased, empty values left out."""
     if isinstance(value, dict):
-        kept = {}
-        for name, below in value.items():
-            lower = name.lower()
-            if lower in IGNORED or (is_redirect and lower in BACK_REFERENCES):
-                continue
-            if below is None or below in ([], {}, ""):
-                continue
-            if lower == "id" and isinstance(below, str):
-                kept[name] = below.lower()
-            else:
-                kept[name] = normalised(below, is_redirect=is_redirect)
-        return kept
+        return _normalised_dict(value, is_redirect)
     if isinstance(value, list):
         return [normalised(below, is_redirect=is_redirect) for below in value]
     return value
 
 
+def _normalised_dict(value: Document, is_redirect: bool) -> Document:
+    # Runs over every part of a gateway on each pass: thousands of small dictionaries.
+    kept: Document = {}
+    for name, below in value.items():
+        meaning = _MEANING.get(name)
+        if meaning is None:
+            meaning = _meaning(name)
+        if meaning == _DROP or (is_redirect and meaning == _DROP_IN_REDIRECT):
+            continue
+        kind = type(below)
+        if kind is str:
+            if below:
+                kept[name] = below.lower() if meaning == _LOWER else below
+        elif kind is dict:
+            if len(below) == 1 and type(below.get("id")) is str:
+                kept[name] = {"id": below["id"].lower()}
+            elif below:
+                kept[name] = _normalised_dict(below, is_redirect)
+        elif kind is list:
+            if below:
+                kept[name] = [normalised(one, is_redirect=is_redirect) for one in below]
+        elif below is not None:
+            kept[name] = below
+    return kept
+
+
+_KEEP, _DROP, _DROP_IN_REDIRECT, _LOWER = range(4)
+_MEANING: dict[str, int] = {}
+
+
+def _meaning(name: str) -> int:
+    lower = name.lower()
+    found = _KEEP
+    if lower in IGNORED:
+        found = _DROP
+    elif lower in BACK_REFERENCES:
+        found = _DROP_IN_REDIRECT
+    elif lower == "id":
+        found = _LOWER
+    if len(_MEANING) < 10_000:  # names come from documents, which anyone may write
+        _MEANING[name] = found
+    return found
+
+
 def part_content(collection: str, part: Part) -> Document:
     """A part's name and properties as compared: without ids of itself, type, etag and state."""
-    properties = normalised(inside(part), is_redirect=collection == "redirectConfigurations")
-    if collection == "urlPathMaps":
-        rules = inside(part).get("pathRules") or []
+    below = inside(part)
+    properties = _normalised_dict(
+        {name: value for name, value in below.items() if name not in _LONG},
+        collection == "redirectConfigurations",
+    )
+    targets, rules = below.get("backendAddresses"), below.get("pathRules")
+    if targets:
+        properties["backendAddresses"] = [
+            next(iter(one.values())) if len(one) == 1 else normalised(one) for one in targets
+        ]
+    if rules:
         properties["pathRules"] = [
-            {"name": rule.get("name"), "properties": normalised(inside(rule))} for rule in rules
+            {"name": rule.get("name"), "properties": _normalised_dict(inside(rule), False)} for rule in rules
         ]
     return {"name": str(part.get("name")).lower(), "properties": properties}
+
+
+_LONG = frozenset({"backendAddresses", "pathRules"})
+"""Long lists of small things, which are worth a loop of their own."""
 
 
 def digest_of(value: Any) -> str:

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from hashlib import sha256
+
+import msgspec
 
 from shared.ingress_sync import classify
 from shared.ingress_sync.backends import Backends
@@ -68,7 +71,9 @@ class _Compilation:
         self.rewrites: dict[str, Rewrite] = {f"{r.metadata.namespace}/{r.metadata.name}": r for r in rewrites}
         self.last_good = unpack_routes(self.state.routes)
         self.wanted = {route.owner: route for route in translation.routes}
-        self.digests = {owner: digest_of(route) for owner, route in self.wanted.items()}
+        self.digests = {
+            owner: sha256(msgspec.json.encode(route)).hexdigest()[:32] for owner, route in self.wanted.items()
+        }
         self.quarantined: dict[str, Quarantined] = {}
         self.live_cells = _live_cells(self.live, self.own)
 

@@ -13,7 +13,7 @@ import msgspec
 
 from shared.ingress_sync.ownership import is_as_compiled
 from shared.ingress_sync.state import PartRecord
-from shared.model.gateway import COLLECTIONS, Document, Part, part_digest, part_key, parts
+from shared.model.gateway import COLLECTIONS, Document, Part, digest_of, inside, part_key, parts
 
 
 class Merged(msgspec.Struct, kw_only=True):
@@ -74,21 +74,19 @@ class _Merger:
             elif name.lower() in left:
                 after.append(self._ours(collection, key, part, left.pop(name.lower())))
             elif str(part.get("id")).lower() in kept:
-                self.sent[key] = (
-                    self.record[key].sent if key in self.record else part_digest(collection, part)
-                )
+                self.sent[key] = self.record[key].sent if key in self.record else sent_digest(part)
                 self.held.append(key)
                 after.append(part)
             else:
                 self._note(collection, "removed", name)
         for name in sorted(left):
-            self.sent[part_key(collection, name)] = part_digest(collection, left[name])
+            self.sent[part_key(collection, name)] = sent_digest(left[name])
             self._note(collection, "added", name)
             after.append(left[name])
         return after
 
     def _ours(self, collection: str, key: str, live: Part, wanted: Part) -> Part:
-        sent = self.sent[key] = part_digest(collection, wanted)
+        sent = self.sent[key] = sent_digest(wanted)
         if is_as_compiled(collection, live, wanted, self.record.get(key), sent):
             return live
         if collection == "sslCertificates":
@@ -98,3 +96,8 @@ class _Merger:
 
     def _note(self, collection: str, what: str, name: str) -> None:
         self.changes.setdefault(collection, {}).setdefault(what, []).append(name)
+
+
+def sent_digest(part: Part) -> str:
+    """The digest of a part as it is compiled."""
+    return digest_of(inside(part))

@@ -94,7 +94,6 @@ def too_much(
 
     `found` are our parts, `theirs` how many of each collection others have.
     """
-    needs = _needs(found, owners)
     over = {name for name, limit in limits.items() if theirs.get(name, 0) + _count(found, name) > limit}
     over |= {
         f"{PATH_RULES}/{name}"
@@ -103,6 +102,7 @@ def too_much(
     }
     if not over:
         return {}
+    needs = _needs(found, owners)
     used: dict[str, set[str]] = {}
     left_out: dict[str, str] = {}
     for owner in order:

@@ -34,7 +34,7 @@ class Parts:
         self.crowded: dict[str, int] = {}
         """Pools with more targets than there may be, and how many they have."""
         self._ids: dict[tuple[str, str], dict[str, str]] = {}
-        self._backends: dict[int, dict[str, dict[str, str]]] = {}
+        self._keys: dict[str, str] = {}
 
     def put(self, collection: str, name: str, properties: dict[str, Any]) -> dict[str, str]:
         """Add a part, unless it is there; returns the reference to it."""
@@ -47,6 +47,8 @@ class Parts:
                 "properties": properties,
             }
             reference = self._ids[collection, name] = {"id": where}
+            key = self._keys[where] = part_key(collection, name)
+            self.owners[key] = set()
         return reference
 
     def is_there(self, collection: str, name: str) -> dict[str, str] | None:
@@ -55,9 +57,9 @@ class Parts:
 
     def blame(self, reference: dict[str, str], owners: tuple[str, ...]) -> None:
         """A part is there for these objects."""
-        collection, _, name = reference["id"].rpartition("/")
-        key = part_key(collection.rpartition("/")[2], name)
-        self.owners.setdefault(key, set()).update(owners)
+        key = self._keys.get(reference["id"])
+        if key is not None:
+            self.owners[key].update(owners)
 
 
 class Assembler:
@@ -180,9 +182,8 @@ class Assembler:
         policy = self.targets[line.target].waf_policy
         if policy:
             properties["firewallPolicy"] = {"id": policy}
-        reference = {"id": f"{where}/pathRules/{name}"}
-        self.parts.blame(reference, line.owners)
-        return {"name": name, "id": reference["id"], "properties": properties}
+        self.parts.owners[f"pathRules/{name}"] = set(line.owners)
+        return {"name": name, "id": f"{where}/pathRules/{name}", "properties": properties}
 
     def _target(self, number: int, one: Bundle, owners: tuple[str, ...]) -> dict[str, Any]:
         target = self.targets[number]

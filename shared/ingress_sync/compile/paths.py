@@ -211,8 +211,9 @@ class _Builder:
 
 
 def _line(target: int, found: list[tuple[str, Entry]]) -> RuleLine:
+    owners = {entry.owner for _, entry in found}
     return RuleLine(
-        patterns=tuple(pattern for pattern, _ in found),
-        target=target,
-        owners=tuple(sorted({entry.owner for _, entry in found})),
+        tuple([pattern for pattern, _ in found]),
+        target,
+        tuple(owners) if len(owners) == 1 else tuple(sorted(owners)),
     )
