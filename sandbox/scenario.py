@@ -411,7 +411,7 @@ class World:
         storage_class: str = "",
         **pod: Any,
     ) -> list[str]:
-        """Pods with a disk of their own each, claims `data-NAME-0`... The disks are made beforehand, and these
+        """Pods with a disk of their own each, claims `data-NAME-0`... The disks are made beforehand; these
         are their ids; with a `storage_class`, when they are needed.
         """
         found = []

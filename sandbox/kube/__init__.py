@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
@@ -68,6 +69,8 @@ class LocalKubernetes:
         self.store = Store()
         self.api = KubeApi(self.store, self.clock)
         self.directory = Path(tempfile.mkdtemp(prefix="kubekeeper-kube-"))
+        # Also when nobody stops it, at the latest as the process ends.
+        self._remove = weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
         # asyncio switches Nagle off only for sockets that say they are TCP; else each answer takes 40 ms.
         self._socket = socket.socket(proto=socket.IPPROTO_TCP)
         self._socket.bind(("127.0.0.1", 0))
@@ -105,7 +108,7 @@ class LocalKubernetes:
         if self._thread.is_alive():
             self._thread.join(START_SECONDS)
         self._socket.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self._remove()
 
     def run_controllers(
         self,
