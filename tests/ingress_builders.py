@@ -1,4 +1,4 @@
-"""Ingress objects, what is behind them, and a gateway, with one sensible default each; a `Bench` to sync them on."""
+"""Ingress objects, what is behind them, and a gateway, with one sensible default each; a `Bench` to sync."""
 
 from __future__ import annotations
 

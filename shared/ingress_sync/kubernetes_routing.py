@@ -126,17 +126,19 @@ class KubernetesRouting:
 
     def find(self, host: str) -> HostRules | None:
         """The rules that a host falls under; None when nobody speaks of it."""
+        name = self.match(host)
+        return None if name is None else self.hosts[name]
+
+    def match(self, host: str) -> str | None:
+        """The host as objects name it ("" is any) that a request's host falls under."""
         folded = host.lower()
-        exact = self.hosts.get(folded)
-        if exact is not None:
-            return exact
+        if folded in self.hosts:
+            return folded
         label, _, rest = folded.partition(".")
-        if label and rest:
-            wildcard = self.hosts.get(f"*.{rest}")
-            if wildcard is not None:
-                return wildcard
-        odd = next((self.hosts[name] for name in self.odd if _matches(name, folded)), None)
-        return odd or self.hosts.get("")
+        if label and rest and f"*.{rest}" in self.hosts:
+            return f"*.{rest}"
+        odd = next((name for name in self.odd if _matches(name, folded)), None)
+        return odd if odd is not None else "" if "" in self.hosts else None
 
     @cached_property
     def odd(self) -> list[str]:

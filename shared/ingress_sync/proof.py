@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
+from shared.ingress_sync.compile.listeners import depth
 from shared.ingress_sync.compile.names import Names, prefix_of
 from shared.ingress_sync.compiled import Compiled
 from shared.ingress_sync.expectations import Expectations, Place, expectations
-from shared.ingress_sync.gateway_routing import NOTHING, Answer, GatewayRouting, Listener
+from shared.ingress_sync.gateway_routing import NOTHING, Answer, GatewayRouting, Listener, host_pattern
 from shared.ingress_sync.ingress import ours
 from shared.ingress_sync.kubernetes_routing import HostRules, KubernetesRouting
 from shared.ingress_sync.observation import Observation
@@ -208,9 +209,24 @@ class _Trial:
                 listener = old.listener(frontend, port, host)
                 if listener is None or listener.name.lower() in ours_now or listener.name not in names:
                     continue
+                if self._is_more_promised(frontend, port, host, listener):
+                    continue
                 now = self.gateway.listener(frontend, port, host)
                 for path in ("/", UNKNOWN_PATH, *(pattern.rstrip("*") for pattern in patterns)):
                     self._compare(listener, now, host, path)
+
+    def _is_more_promised(self, frontend: str, port: int, host: str, theirs: Listener) -> bool:
+        """Whether an object speaks of a host more specifically than the listener that had it before."""
+        matching = [
+            one for one in theirs.hosts or ("",) if not one or host_pattern(one).fullmatch(host.lower())
+        ]
+        their_depth = max((depth(one) for one in matching), default=-1)
+        return any(
+            name is not None and depth(name) > their_depth
+            for (kind, number, _), routing in self.promised.places.items()
+            if (kind, number) == (frontend, port)
+            for name in (routing.match(host), _wildcard_name(routing, host))
+        )
 
     def _compare(self, was: Listener, now: Listener | None, host: str, path: str) -> None:
         self.requests += 1
@@ -248,14 +264,16 @@ def _explains(rules: HostRules, path: str, actual: Answer, *, root: bool) -> boo
     return _agree(found.answer if found else NOTHING, actual)
 
 
-def _wildcard_above(routing: KubernetesRouting, host: str) -> HostRules | None:
-    """The rules of the nearest wildcard that Application Gateway would take for a host."""
+def _wildcard_name(routing: KubernetesRouting, host: str) -> str | None:
+    """The nearest wildcard that Application Gateway would take for a host."""
     labels = host.lower().split(".")
-    for start in range(1, len(labels)):
-        found = routing.hosts.get("*." + ".".join(labels[start:]))
-        if found is not None:
-            return found
-    return None
+    names = ("*." + ".".join(labels[start:]) for start in range(1, len(labels)))
+    return next((name for name in names if name in routing.hosts), None)
+
+
+def _wildcard_above(routing: KubernetesRouting, host: str) -> HostRules | None:
+    name = _wildcard_name(routing, host)
+    return None if name is None else routing.hosts[name]
 
 
 def _hosts(host: str) -> tuple[str, tuple[str, ...]]:

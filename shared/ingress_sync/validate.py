@@ -64,6 +64,10 @@ class _Checker:
             if key in self.ours:
                 yield key, part
 
+    def _is_ours(self, *keys: str) -> bool:
+        """Whether one of them is: what others have among themselves was accepted once."""
+        return not self.ours.isdisjoint(keys)
+
     def problems(self) -> Iterator[Problem]:
         yield from self._names()
         yield from self._references()
@@ -121,7 +125,7 @@ class _Checker:
             key, number = part_key("frontendPorts", str(part.get("name"))), inside(part).get("port")
             if key in self.ours and not _in(number, 1, 64_999):
                 yield Problem(key, f"the port {number} is not within 1 to 64999")
-            if number in seen:
+            if number in seen and self._is_ours(key, seen[number]):
                 yield Problem(key, f"the port {number} is that of {seen[number]} too")
             seen[number] = key
 
@@ -136,10 +140,10 @@ class _Checker:
                 yield from self._own_listener(key, properties, hosts, place)
             for host in hosts or ("",):
                 other = taken.setdefault((*place, host), key)
-                if other != key:
+                if other != key and self._is_ours(key, other):
                     yield Problem(key, f"host '{host}' on that port is that of {other} too")
             protocol = str(properties.get("protocol"))
-            if protocols.setdefault(place, protocol) != protocol:
+            if protocols.setdefault(place, protocol) != protocol and key in self.ours:
                 yield Problem(key, "http and https on one port")
 
     def _own_listener(
@@ -209,10 +213,12 @@ class _Checker:
                     yield Problem(key, f"the priority {priority} is not within 1 to 20000")
                 is_map = inside(part).get("ruleType") == "PathBasedRouting"
                 yield from _has_target(key, inside(part), ("urlPathMap",) if is_map else ())
-            if priority is not None and priorities.setdefault(priority, key) != key:
+            other = priorities.setdefault(priority, key)
+            if priority is not None and other != key and self._is_ours(key, other):
                 yield Problem(key, f"the priority {priority} is that of {priorities[priority]} too")
-            if listeners.setdefault(listener, key) != key:
-                yield Problem(key, f"the listener is used by {listeners[listener]} too")
+            other = listeners.setdefault(listener, key)
+            if other != key and self._is_ours(key, other):
+                yield Problem(key, f"the listener is used by {other} too")
 
     def _maps(self) -> Iterator[Problem]:
         for key, part in self.own("urlPathMaps"):

@@ -162,24 +162,24 @@ def _meaning(name: str) -> int:
 
 def part_content(collection: str, part: Part) -> Document:
     """A part's name and properties as compared: without ids of itself, type, etag and state."""
-    below = inside(part)
-    properties = _normalised_dict(
-        {name: value for name, value in below.items() if name not in _LONG},
-        collection == "redirectConfigurations",
-    )
-    targets, rules = below.get("backendAddresses"), below.get("pathRules")
-    if targets:
-        properties["backendAddresses"] = [
-            next(iter(one.values())) if len(one) == 1 else normalised(one) for one in targets
+    below, long = inside(part), _LONG.get(collection)
+    if long is None:
+        properties = _normalised_dict(below, collection == "redirectConfigurations")
+        return {"name": str(part.get("name")).lower(), "properties": properties}
+    properties = _normalised_dict({name: value for name, value in below.items() if name != long}, False)
+    if long == "backendAddresses":
+        properties[long] = [
+            next(iter(one.values())) if len(one) == 1 else normalised(one) for one in below.get(long) or ()
         ]
-    if rules:
+    else:
+        rules = below.get(long) or ()
         properties["pathRules"] = [
             {"name": rule.get("name"), "properties": _normalised_dict(inside(rule), False)} for rule in rules
         ]
     return {"name": str(part.get("name")).lower(), "properties": properties}
 
 
-_LONG = frozenset({"backendAddresses", "pathRules"})
+_LONG = {"backendAddressPools": "backendAddresses", "urlPathMaps": "pathRules"}
 """Long lists of small things, which are worth a loop of their own."""
 
 

@@ -184,8 +184,8 @@ class _Compilation:
 
     def _bundles(self, cells: Cells) -> tuple[list[Bundle], list[Finding]]:
         tables = cells.tables()
-        bundles = bundle(cells.cells, tables, self.names, self.live_cells)
-        if not bundles and not self.foreign.parts["requestRoutingRules"]:
+        bundles = bundle(cells.cells, tables, self.names, self.foreign, self.live_cells)
+        if not bundles and self.own and not self.foreign.parts["requestRoutingRules"]:
             bundles = [placeholder(self.names, self.foreign)]
         return bundles, prioritise(bundles, self.foreign)
 

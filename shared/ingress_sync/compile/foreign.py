@@ -72,6 +72,14 @@ class Foreign:
         } | set(references({n: v for n, v in (live.get("properties") or {}).items() if n not in COLLECTIONS}))
         """Lower-cased ids that parts of others refer to: what is ours among them has to stay."""
 
+    def beside(self, frontend: str, port: int) -> list[tuple[tuple[str, ...], int]]:
+        """(hosts, priority) of the listeners that others have on a port."""
+        return [
+            (hosts, priority)
+            for kind, number, hosts, priority in self.listeners.values()
+            if (kind, number) == (frontend, port) and priority
+        ]
+
     def find(self, collection: str, name: str) -> str:
         """The id of somebody's part by its name, without regard to case; "" when there is none."""
         lower = name.lower()

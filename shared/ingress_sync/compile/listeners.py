@@ -6,7 +6,7 @@ host stays with the listener it has on the gateway as long as that fits, so that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -53,6 +53,7 @@ class _Signature(msgspec.Struct, frozen=True, gc=False):
     pages: tuple[tuple[str, str], ...]
     rules: tuple[tuple[tuple[str, ...], int], ...]
     default: int | None
+    bounds: tuple[int, int]
 
 
 class _Claims(msgspec.Struct):
@@ -71,12 +72,17 @@ def depth(host: str) -> int:
 
 
 def bundle(
-    cells: Mapping[CellKey, Cell], tables: Mapping[CellKey, Table], names: Names, live: Mapping[CellKey, str]
+    cells: Mapping[CellKey, Cell],
+    tables: Mapping[CellKey, Table],
+    names: Names,
+    foreign: Foreign,
+    live: Mapping[CellKey, str],
 ) -> list[Bundle]:
     """The listeners of all cells. `live` says which listener of ours has a cell now."""
     groups: dict[_Signature, list[CellKey]] = {}
     for key, table in tables.items():
-        groups.setdefault(_signature(key, cells[key], table), []).append(key)
+        bounds = _bounds((key.host,) if key.host else (), foreign.beside(key.frontend, key.port))
+        groups.setdefault(_signature(key, cells[key], table, bounds), []).append(key)
     claims = _Claims(live=live, by_name={}, used=set())
     for signature, keys in groups.items():
         for key in keys:
@@ -90,7 +96,7 @@ def bundle(
     return sorted(found, key=lambda one: one.name)
 
 
-def _signature(key: CellKey, cell: Cell, table: Table) -> _Signature:
+def _signature(key: CellKey, cell: Cell, table: Table, bounds: tuple[int, int]) -> _Signature:
     first = cell.first
     return _Signature(
         key.frontend,
@@ -104,6 +110,7 @@ def _signature(key: CellKey, cell: Cell, table: Table) -> _Signature:
         first.error_pages,
         tuple((rule.patterns, rule.target) for rule in table.rules),
         table.default.target if table.default else None,
+        bounds,
     )
 
 
@@ -156,10 +163,16 @@ def _bundle(
 def placeholder(names: Names, foreign: Foreign) -> Bundle:
     """A listener that leads nowhere: a gateway must have one when everything else of ours goes."""
     frontend = "public" if "public" in foreign.frontends else "private"
+    port = next(
+        port
+        for port in (80, *range(8080, 8500))
+        if (frontend, port, "") not in foreign.taken
+        and foreign.protocols.get((frontend, port), "Http") == "Http"
+    )
     return Bundle(
         name=names.of("lis", "80-any", "placeholder"),
         frontend=frontend,
-        port=80,
+        port=port,
         protocol="Http",
         hosts=(),
         cell=Cell(Route(owner="", frontend=frontend), None),
@@ -208,7 +221,11 @@ def prioritise(bundles: list[Bundle], foreign: Foreign) -> list[Finding]:
 
 def _free(one: Bundle, foreign: Foreign, beside: list[Bundle], used: set[int]) -> int:
     low, high = _range(one)
-    above, below = _bounds(one, foreign, beside)
+    # Exact hosts are before all others of ours, but for those that were told their place.
+    is_exact = depth(one.hosts[0] if one.hosts else "") == 1000
+    ours = [other for other in beside if not is_exact or other.cell.first.priority]
+    others = [(other.hosts, other.priority) for other in ours]
+    above, below = _bounds(one.hosts, foreign.beside(one.frontend, one.port) + others)
     start = low + int(digest(one.name), 16) % (high - low)
     for first, last in ((low, high), (above + 1, below)):
         last = min(last, below)  # noqa: PLW2901
@@ -244,20 +261,11 @@ def _range(one: Bundle) -> tuple[int, int]:
     return base, base + WILDCARD_SPREAD
 
 
-def _bounds(one: Bundle, foreign: Foreign, beside: list[Bundle]) -> tuple[int, int]:
-    """(after which, before which) the priority has to be, for the other listeners on the same port."""
+def _bounds(ours: tuple[str, ...], others: Iterable[tuple[tuple[str, ...], int]]) -> tuple[int, int]:
+    """(after which, before which) the priority has to be, for other listeners (hosts, priority) there."""
     above, below = 0, LOWEST + 1
-    others = [
-        (hosts, priority)
-        for frontend, port, hosts, priority in foreign.listeners.values()
-        if (frontend, port) == (one.frontend, one.port) and priority
-    ]
-    if depth(one.hosts[0] if one.hosts else "") < 1000:  # exact hosts are before all others of ours anyway
-        others += [(other.hosts, other.priority) for other in beside]
-    else:
-        others += [(other.hosts, other.priority) for other in beside if other.cell.first.priority]
     for hosts, priority in others:
-        side = _side(one.hosts, hosts)
+        side = _side(ours, hosts)
         if side > 0:
             above = max(above, priority)
         elif side < 0:

@@ -1,4 +1,4 @@
-"""What is compiled routes as the objects say: random sets of objects, and mistakes that the proof must see."""
+"""What is compiled routes as the objects say: random sets of objects, and mistakes the proof must see."""
 
 from __future__ import annotations
 
