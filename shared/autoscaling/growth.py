@@ -16,7 +16,7 @@ Called by `act` and `reconcile`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -67,7 +67,7 @@ def begin_growth(work: Work, wish: Wish) -> Outcome:
     try:
         fresh = _checked(work, driver, wish)
         if fresh.capacity < wish.seen:
-            wish = _corrected(work, driver, wish, fresh)
+            _check_machines(work, driver, wish, fresh)
     except Declined as declined:
         work.look_at_everything()
         work.pools_changed()
@@ -96,9 +96,9 @@ def _checked(work: Work, driver: Driver, wish: Wish) -> Fresh:
     return fresh
 
 
-def _corrected(work: Work, driver: Driver, wish: Wish, fresh: Fresh) -> Wish:
+def _check_machines(work: Work, driver: Driver, wish: Wish, fresh: Fresh) -> None:
     """The pool's capacity is below what runs (an answer that is wrong, or a deletion that failed and was
-    counted): its machines say what to add to.
+    counted): it may be written if the list of machines says that the wish is more than there are.
     """
     pool = wish.pool
     machines = [one for one in driver.machines(work.arm, pool.id) if one.state is not MachineState.DELETING]
@@ -107,10 +107,8 @@ def _corrected(work: Work, driver: Driver, wish: Wish, fresh: Fresh) -> Wish:
             f"Azure says {pool.name} has {fresh.capacity} machines while {wish.seen} of its nodes are in the "
             "cluster; that is not believed"
         )
-    to = min(len(machines) + wish.to - wish.was, pool.max)
-    if to <= len(machines):
-        raise UnsafePlanError(f"{pool.name} has {len(machines)} machines, as many as it may")
-    return replace(wish, to=to)
+    if len(machines) >= wish.to:
+        raise Declined(f"{pool.name} has {len(machines)} machines by now, {wish.to} were wanted")
 
 
 def _ask(work: Work, wish: Wish, driver: Driver, fresh: Fresh) -> Outcome:

@@ -15,7 +15,7 @@ import msgspec
 
 from shared.autoscaling.act import act
 from shared.autoscaling.azure import BUSY, NOW, PATIENT, QUIET, Ages, forget_old
-from shared.autoscaling.decide import decide, memory_of
+from shared.autoscaling.decide import consider
 from shared.autoscaling.facts import Pool, read_facts
 from shared.autoscaling.growth import follow_growths
 from shared.autoscaling.observation import AUTOMATION, Observation
@@ -78,8 +78,9 @@ def look_and_act(work: Work, waiting: frozenset[str]) -> tuple[Plan, list[Outcom
     place = work.place
     state = work.ledger.document(work.state)
     observation = observe(place, state, _ages(work, waiting))
-    plan = decide(observation, place.policy, place.now)
-    work.state |= memory_of(observation, place.policy, place.now)
+    decision = consider(observation, place.policy, place.now)
+    plan = decision.plan
+    work.state |= decision.memory
     pools = pools_of(observation, place.policy)
     work.learn_models(pools.values())
     _note_look(work, waiting)
