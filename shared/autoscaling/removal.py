@@ -456,7 +456,7 @@ def _wait_for(work: Work, error: ApiError) -> None:
 
 
 def _short(removal: Removal) -> str:
-    return removal.node or removal.machine.rpartition("/")[2]
+    return removal.node or removal.computer_name or removal.machine.rpartition("/")[2]
 
 
 def _outcome(
