@@ -140,7 +140,6 @@ def put_last_good(place: Place) -> Step:
         return Step(message=str(declined), again=declined.again)
     document = write.with_own(live.document, desk.state.parts, good.own)
     assert_foreign_untouched(live.document, document, _own(live.document, place))
-    digests = write.live_digests({"properties": good.own})
     put = PutInFlight(
         id=desk.claim.run_id,
         document_digest=desk.state.last_good.digest if desk.state.last_good else "",
@@ -148,7 +147,7 @@ def put_last_good(place: Place) -> Step:
         etag=live.etag,
         announced_at=desk.now(),
         deadline=desk.now() + parse_duration(desk.policy.put_deadline),
-        parts={key: PartRecord(sent=digest) for key, digest in digests.items()},
+        parts=good.parts,
         routes=good.routes,
         is_rollback=True,
     )

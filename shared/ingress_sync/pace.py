@@ -17,6 +17,9 @@ from shared.ingress_sync.state import State
 from shared.model.duration import parse_duration
 
 NOTHING = timedelta(0)
+GRAIN = timedelta(seconds=0.75)
+"""Queues know whole seconds, and a message comes up to one early: a rest of the quiet time below this is not
+waited for, since another round would take longer."""
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +64,8 @@ def _reasons(
     quiet_at = state.change_moved_at + parse_duration(policy.quiet)
     longest_at = state.change_seen_at + parse_duration(policy.longest_wait)
     text = f"until nothing has changed for {policy.quiet}, or {policy.longest_wait} have passed"
-    found = [(min(quiet_at, longest_at) - now, "Gathering", f"changes are gathered {text}")]
+    gathering = min(quiet_at, longest_at) - now
+    found = [(gathering, "Gathering", f"changes are gathered {text}")] if gathering >= GRAIN else []
     if change is Change.POOLS and state.last_put_at is not None:
         free_at = state.last_put_at + parse_duration(policy.pool_interval)
         text = (

@@ -332,10 +332,10 @@ def keep_document(
         collection: [part for part in parts(document, collection) if _key(collection, part) in record]
         for collection in COLLECTIONS
     }
-    content = {"own": {c: found for c, found in own.items() if found}, "routes": put.routes}
+    good = Good(own={c: p for c, p in own.items() if p}, parts=dict(record), routes=put.routes)
     name = f"{_good_prefix(desk)}{desk.claim.epoch:012d}-{put.document_digest}"
     try:
-        desk.claim.create_blob(desk.store, name, zlib.compress(canonical_json(content), 6))
+        desk.claim.create_blob(desk.store, name, zlib.compress(canonical_json(good), 6))
     except ConflictError:
         desk.claim.ensure()  # this holder has stored the same document before
     return DocumentRef(name=name, digest=put.document_digest, at=desk.now())
@@ -353,9 +353,10 @@ def _good_prefix(desk: Desk) -> str:
 
 
 class Good(msgspec.Struct, frozen=True, kw_only=True):
-    """Our parts of the last good document by collection, and the packed routes they stand for."""
+    """Our parts of the last good document by collection, their record, and the packed routes behind them."""
 
     own: dict[str, list[dict[str, Any]]] = {}
+    parts: dict[str, PartRecord] = {}
     routes: str = ""
 
 

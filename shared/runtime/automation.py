@@ -77,7 +77,7 @@ AUTOMATIONS = {
             reconcile="shared.ingress_sync.reconcile:reconcile",
             is_configured=lambda cluster: cluster.ingress_sync is not None and cluster.ingress_sync.enabled,
             # It gathers bursts itself (`ingressSync.quiet`), by looking again after so long.
-            settle=timedelta(seconds=2),
+            settle=timedelta(seconds=1),
             events=frozenset({"Kubekeeper.Cluster.IngressChanged", "Kubekeeper.Cluster.EndpointsChanged"}),
         ),
     )
