@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -25,6 +25,10 @@ from shared.model.ingress import EndpointSlice, Ingress, IngressClass, Metadata,
 from shared.model.plan import utc
 from shared.model.snapshot import AzureReading
 from shared.settings import Cluster
+
+if TYPE_CHECKING:
+    from shared.clients.arm import Arm
+    from shared.clients.kube import KubeClient
 
 CORE, NETWORKING = "/api/v1", "/apis/networking.k8s.io/v1"
 SLICES = "/apis/discovery.k8s.io/v1"
@@ -47,24 +51,10 @@ _PODS: dict[str, Pod] = {}
 """Pods by uid, less what can change about them; may be lost."""
 
 
-class Kube(Protocol):
-    """What observing needs of `shared.clients.kube.KubeClient`."""
-
-    def get(self, path: str, **query: str | int) -> bytes: ...
-    def find(self, path: str) -> dict[str, Any] | None: ...
-    def pages(self, path: str, *, limit: int = ..., **query: str | int) -> Iterator[bytes]: ...
-
-
-class Azure(Protocol):
-    """What observing needs of `shared.clients.arm.Arm`."""
-
-    def get(self, resource_id: str, **query: str) -> Any: ...
-
-
 def observe(
     cluster: Cluster,
-    kube: Kube,
-    arm: Azure,
+    kube: KubeClient,
+    arm: Arm,
     *,
     state: Mapping[str, Any],
     now: datetime,
@@ -90,7 +80,7 @@ def observe(
 # Azure
 
 
-def read_azure(arm: Azure, gateway_id: str, now: datetime) -> tuple[AzureReading, ...]:
+def read_azure(arm: Arm, gateway_id: str, now: datetime) -> tuple[AzureReading, ...]:
     """The gateway, and the public addresses of its frontends."""
     gateway = _reading(arm, gateway_id, now)
     found = [gateway]
@@ -101,7 +91,7 @@ def read_azure(arm: Azure, gateway_id: str, now: datetime) -> tuple[AzureReading
     return tuple(found)
 
 
-def _reading(arm: Azure, resource_id: str, now: datetime) -> AzureReading:
+def _reading(arm: Arm, resource_id: str, now: datetime) -> AzureReading:
     """What Azure answers; that there is nothing is an answer too."""
     try:
         answer = arm.get(resource_id)
@@ -115,7 +105,7 @@ def _reading(arm: Azure, resource_id: str, now: datetime) -> AzureReading:
 # Kubernetes
 
 
-def read_kubernetes(kube: Kube, policy: IngressSyncPolicy, *, last_good: str = "") -> Kubernetes:
+def read_kubernetes(kube: KubeClient, policy: IngressSyncPolicy, *, last_good: str = "") -> Kubernetes:
     """The objects behind the Ingress objects of our classes, and behind their last good routes (packed)."""
     pages = {
         "ingresses": _pages(kube, f"{NETWORKING}/ingresses"),
@@ -150,11 +140,11 @@ def is_ours(ingress: Ingress, classes: Iterable[IngressClass], policy: IngressSy
     return any((one.metadata.annotations or {}).get(DEFAULT_CLASS_ANNOTATION) == "true" for one in ours)
 
 
-def _pages(kube: Kube, path: str) -> list[bytes]:
+def _pages(kube: KubeClient, path: str) -> list[bytes]:
     return list(kube.pages(path))
 
 
-def _optional(kube: Kube, path: str) -> list[bytes]:
+def _optional(kube: KubeClient, path: str) -> list[bytes]:
     """The objects of a custom resource that may not be installed."""
     try:
         return _pages(kube, path)
@@ -186,7 +176,7 @@ def _services_behind(routes: str, owners: Set[str]) -> frozenset[tuple[str, str]
     return frozenset((namespace, name) for namespace, _, name in (one.partition("/") for one in found))
 
 
-def _by_namespace(kube: Kube, services: Iterable[tuple[str, str]]) -> tuple[list[bytes], list[bytes]]:
+def _by_namespace(kube: KubeClient, services: Iterable[tuple[str, str]]) -> tuple[list[bytes], list[bytes]]:
     """Pages of Services and of EndpointSlices, of few namespaces or of all."""
     namespaces = sorted({namespace for namespace, _ in services})
     if not namespaces:
@@ -210,7 +200,7 @@ def _service_of(one: EndpointSlice) -> tuple[str, str]:
     return one.metadata.namespace, (one.metadata.labels or {}).get(SERVICE_LABEL, "")
 
 
-def _secrets(kube: Kube, ingresses: Iterable[Ingress]) -> Iterator[dict[str, Any]]:
+def _secrets(kube: KubeClient, ingresses: Iterable[Ingress]) -> Iterator[dict[str, Any]]:
     """Facts of the TLS Secrets that are named, as they stand in a snapshot; those that are missing are not
     there.
     """
@@ -237,7 +227,7 @@ def _each(read: Any, paths: list[str]) -> list[Any]:
 # Pods
 
 
-def _pods(kube: Kube, slices: Iterable[EndpointSlice], *, is_whole: bool) -> tuple[Pod, ...]:
+def _pods(kube: KubeClient, slices: Iterable[EndpointSlice], *, is_whole: bool) -> tuple[Pod, ...]:
     """One pod for each Service, less what can change about it; or all of them as they are."""
     wanted = _all_pods(slices) if is_whole else _representatives(slices)
     known = {} if is_whole else {uid: _PODS[uid] for uid in wanted if uid in _PODS}
@@ -256,7 +246,7 @@ def _pods(kube: Kube, slices: Iterable[EndpointSlice], *, is_whole: bool) -> tup
     return tuple(sorted(found, key=lambda pod: (pod.metadata.namespace, pod.metadata.name)))
 
 
-def _read_pods(kube: Kube, namespace: str, names: set[str]) -> Iterator[Pod]:
+def _read_pods(kube: KubeClient, namespace: str, names: set[str]) -> Iterator[Pod]:
     path = f"{CORE}/namespaces/{namespace}/pods"
     if len(names) <= SINGLY_UP_TO:
         for document in _each(kube.find, [f"{path}/{name}" for name in sorted(names)]):
