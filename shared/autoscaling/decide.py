@@ -273,8 +273,3 @@ def _memory(scene: Scene, found: Review) -> Document:
         if pool.machines_known and pool.capacity > max(len(pool.machines), len(scene.by_pool[pool.id])):
             short[pool.id] = known.get(pool.id) or f"{scene.now:%Y-%m-%dT%H:%M:%SZ}"
     return {"unneededSince": found.unneeded_since, "shortSince": short, "wishes": scene.wishes}
-
-
-def memory_of(observation: Observation, policy: AutoscalingPolicy, now: datetime) -> Document:
-    """What is to be remembered of a decision."""
-    return consider(observation, policy, now).memory

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from shared.autoscaling.board import Group, selects, tolerates
 from shared.autoscaling.pack import Offer, in_place
-from shared.autoscaling.scene import Scene, free_of
+from shared.autoscaling.scene import Scene
+from shared.autoscaling.templates import free_of
 from shared.model.plan import LeftAlone
 from shared.model.quantity import format_amount
 
@@ -37,7 +39,7 @@ def _explain_group(scene: Scene, group: Group, placed: list[tuple[int, int]]) ->
     pods = iter(scene.pods[group.key])
     for row, count in placed:
         reason, message = _place(scene, row)
-        for pod, _ in zip(pods, range(count), strict=False):
+        for pod in islice(pods, count):
             yield LeftAlone(subject=pod.subject, reason=reason, message=message)
     rest = list(pods)
     if rest:
@@ -97,7 +99,7 @@ def _of_pool(scene: Scene, offer: Offer, group: Group) -> tuple[str, str, int]:
 def _mismatch(scene: Scene, offer: Offer, group: Group) -> tuple[str, str] | None:
     """Why an empty node of the pool cannot take a pod of the group."""
     name, nodes = offer.pool.name, offer.variants()
-    free = free_of(offer.template.node, [n for n in group.requests if n.startswith("attachable")])
+    free = free_of(offer.template.node, group.requests)
     for resource, amount in group.requests.items():
         if free.get(resource, 0) < amount:
             has, wants = (

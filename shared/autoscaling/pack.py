@@ -16,7 +16,7 @@ import msgspec
 
 from shared.autoscaling.board import Board, Company, Group, Row, selects, tolerates
 from shared.autoscaling.facts import Pool
-from shared.autoscaling.templates import Template, in_zone
+from shared.autoscaling.templates import Template, free_of, in_zone
 from shared.model.node import HOSTNAME, Node
 
 UNPRICED = 1.0
@@ -190,7 +190,7 @@ class Packer:
 
     def suits(self, offer: Offer, group: Group) -> bool:
         """Whether an empty node of the pool, in any of its zones, takes one pod of the group by resources."""
-        free = offer.template.node.allocatable
+        free = free_of(offer.template.node, group.requests)
         if free.get("pods", 0) < 1:
             return False
         return all(free.get(name, 0) >= amount for name, amount in group.requests.items())
@@ -210,7 +210,7 @@ class Packer:
     def open_node(self, offer: Offer) -> int:
         """One more planned node; its row."""
         node = offer.next_node()
-        row = self.board.add_row(Row(node, node.allocatable, {}))
+        row = self.board.add_row(Row(node, free_of(node, self.board.free), {}))
         offer.rows.append(row)
         offer.zones.append(node.zone)
         for shared, amount in offer.draws:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from shared.autoscaling.board import ENDLESS, Board, Group, Row
+from shared.autoscaling.board import Board, Group, Row
 from shared.autoscaling.demand import Floor, Wishes, floor_of, headroom_shape, manual_size, remember_wishes
 from shared.autoscaling.facts import Facts, Pool
 from shared.autoscaling.observation import Kubernetes, Observation
@@ -23,7 +23,9 @@ from shared.autoscaling.policy import AutoscalingPolicy
 from shared.autoscaling.pools.driver import MachineState
 from shared.autoscaling.templates import (
     PASSING_TAINTS,
+    VOLUMES,
     Template,
+    free_of,
     machine_of,
     pool_nodes,
     template_of,
@@ -35,9 +37,6 @@ from shared.model.pod import PendingPod, PodShape
 from shared.model.quantity import format_amount, units
 
 HOUR = timedelta(hours=1)
-VOLUMES = "attachable-volumes/"
-"""Begins the name of the resource that counts a driver's volumes on a node."""
-
 Document = dict[str, Any]
 
 
@@ -290,12 +289,6 @@ def _row(
     elif not node.is_ready:
         is_closed = True
     return Row(seen, free, dict(load.shapes) if load else {}, is_closed or node.is_going)
-
-
-def free_of(node: Node, drivers: Iterable[str]) -> dict[str, int]:
-    """What an empty node has; volumes without a known limit are not limited."""
-    limits = {VOLUMES + driver: count for driver, count in node.volume_limits.items()}
-    return dict(node.allocatable) | {name: limits.get(name, ENDLESS) for name in drivers}
 
 
 def _coming(scene: Scene, pool: Pool) -> Iterator[Node]:

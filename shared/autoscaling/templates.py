@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import msgspec
 
+from shared.autoscaling.board import ENDLESS
 from shared.autoscaling.facts import Facts, Pool, PoolKind, Size
 from shared.model.node import HOSTNAME, REGION, ZONE, Node, Taint
 from shared.model.pod import PodShape
@@ -40,6 +41,9 @@ PASSING_TAINTS = frozenset(
     }
 )
 """Taints that tell of a node's moment, not of its pool."""
+
+VOLUMES = "attachable-volumes/"
+"""Begins the name of the resource that counts a driver's volumes on a node."""
 
 GIB, MIB = 1 << 30, 1 << 20
 HYPERVISOR = 0.075
@@ -112,6 +116,13 @@ def in_zone(template: Template, zone: str) -> Node:
     if DISK_ZONE in labels or DISK_DRIVER in template.node.volume_limits:
         labels[DISK_ZONE] = zone if "-" in zone else ""  # a fault domain is no zone to a disk
     return msgspec.structs.replace(template.node, labels=labels)
+
+
+def free_of(node: Node, resources: Iterable[str]) -> dict[str, int]:
+    """What an empty node has; of `resources`, volumes of drivers without a known limit are not limited."""
+    limits = {VOLUMES + driver: count for driver, count in node.volume_limits.items()}
+    volumes = {name: limits.get(name, ENDLESS) for name in resources if name.startswith(VOLUMES)}
+    return dict(node.allocatable) | volumes
 
 
 def _model(own: Sequence[Node], pool: Pool) -> Node | None:
