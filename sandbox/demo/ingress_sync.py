@@ -46,7 +46,7 @@ clusters:
   - name: {cluster}
     kubernetes: {{kubeconfig: "file:{kubeconfig}"}}
     azure: {{subscription: {subscription}, resourceGroups: [{group}], location: westeurope}}
-    ingressSync: {{gateway: "{gateway}", poolInterval: 2s}}
+    ingressSync: {{gateway: "{gateway}", quiet: 1s, poolInterval: 2s}}
 """
 Document = dict[str, Any]
 T = TypeVar("T")
@@ -222,7 +222,8 @@ def _appears(world: World) -> None:
     world.nudge()
     world.wait("write of the gateway", lambda: world.writes() or None)
     sent = time.monotonic() - began
-    screen.check("the write leaves within 5 s of the nudge", holds=sent < 5, otherwise=f"{sent:.1f} s")
+    # 1 s of quiet, and the host looks into its queues every second or two; a busy machine takes longer.
+    screen.check("the write leaves seconds after the nudge", holds=sent < 10, otherwise=f"{sent:.1f} s")
     world.wait("TLS listeners for both hosts", lambda: set(HOSTS) <= _hosts(world.serving(), "Https") or None)
     address = world.wait("address in the Ingress' status", lambda: _address(world, "shop"))
     pods = _pod_addresses(world)
