@@ -379,6 +379,8 @@ class KubeApi:
             why = f'strconv.ParseUint: parsing "{version}": invalid syntax'
             raise RefusalError(500, "", f'resourceVersion: Invalid value: "{version}": {why}')
         show = self._row if "as=Table" in accept else _shown
+        if "as=PartialObjectMetadata" in accept:
+            show = _bare
         stream = self._events(target.kind, selection, int(version), query, show)
         return StreamingResponse(stream, media_type="application/json")
 
@@ -510,6 +512,10 @@ def _told(kind: Kind, selection: Selection, change: Change, show: Show) -> bytes
     if not was or change.old is None:
         return b""
     return _event(b"DELETED", show(kind, change.old._replace(data=change.data)))
+
+
+def _bare(_: Kind, record: Record) -> bytes:
+    return _ENCODE(tables.metadata_only(record))
 
 
 async def _in_pieces(head: bytes, page: list[Record]) -> AsyncIterator[bytes]:

@@ -15,8 +15,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -51,8 +52,16 @@ AKS_SCOPE = "6dae42f8-4368-4678-94ff-3960e28e3630/.default"
 DISRUPTION_BUDGET = "DisruptionBudget"
 """`code` of the ThrottledError that an eviction gets while a PodDisruptionBudget allows none."""
 
+METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+"""Asks for objects without spec, status and data."""
+
 CONNECT_SECONDS, READ_SECONDS = 5.0, 60.0
 PAGE = 500
+WATCH_SILENCE_SECONDS = 150.0
+"""The API server sends a bookmark about every minute: after two and a half, nobody is there."""
+MAX_LINE_BYTES = 8 << 20
+"""No object is larger: etcd takes requests of up to 1.5 MiB."""
 _TOKEN_MARGIN_SECONDS = 300
 
 _BY_STATUS: Mapping[int, type[ApiError]] = {
@@ -109,14 +118,41 @@ class KubeClient:
 
         ConflictError (410) when that moment is forgotten before the last page: begin again.
         """
+        return self._pages(path, limit, query, JSON)
+
+    def metadata_pages(self, path: str, *, limit: int = PAGE, **query: str | int) -> Iterator[bytes]:
+        """As `pages`, of objects without spec, status and data: the server cuts them down."""
+        return self._pages(path, limit, query, METADATA_LIST)
+
+    def _pages(self, path: str, limit: int, query: Mapping[str, str | int], accept: str) -> Iterator[bytes]:
         token = ""
         while True:
             more: dict[str, str | int] = {"limit": limit, **({"continue": token} if token else {})}
-            body = self.get(path, **query, **more)
+            body = self._send("GET", path, {**query, **more}, accept=accept).data
             yield body
             token = msgspec.json.decode(body, type=_Page).metadata.token
             if not token:
                 return
+
+    def watch(
+        self,
+        path: str,
+        version: str,
+        query: Mapping[str, str] | None = None,
+        *,
+        seconds: int,
+        silence: float = WATCH_SILENCE_SECONDS,
+        metadata_only: bool = False,
+    ) -> Watch:
+        """What happens in a collection after `version`, for up to `seconds`, with bookmarks in between.
+
+        ConflictError (410) when that version is forgotten: list again. UnavailableError when nothing at all
+        is heard for `silence` seconds: the connection is dead. With `metadata_only`, as `metadata_pages`.
+        """
+        asked: dict[str, str | int] = {"resourceVersion": version, "timeoutSeconds": seconds}
+        asked |= {"watch": "true", "allowWatchBookmarks": "true", **(query or {})}
+        accept = METADATA if metadata_only else JSON
+        return Watch(path, self._send("GET", path, asked, accept=accept, stream_silence=silence))
 
     def create(self, path: str, document: Document) -> Document:
         """POST to a collection; ConflictError when the name is taken."""
@@ -160,15 +196,25 @@ class KubeClient:
         query: Mapping[str, str | int],
         body: bytes | None = None,
         kind: str = JSON,
+        *,
+        accept: str = JSON,
+        stream_silence: float | None = None,
     ) -> urllib3.BaseHTTPResponse:
+        """The answer, read, unless `stream_silence` is given: then its body is still to come."""
         import urllib3
 
         url = self.server + quote(path, safe="/:%") + (f"?{urlencode(query)}" if query else "")
-        headers = {"Accept": JSON, "User-Agent": "kubekeeper"} | ({"Content-Type": kind} if body else {})
+        headers = {"Accept": accept, "User-Agent": "kubekeeper"} | ({"Content-Type": kind} if body else {})
         if authorization := self._authorization():
             headers["Authorization"] = authorization
+        how: dict[str, Any] = {}
+        if stream_silence is not None:
+            timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=stream_silence)
+            how = {"preload_content": False, "timeout": timeout}
         try:
-            answer = self._pool.request(method, url, body=body, headers=headers)
+            answer = self._pool.request(method, url, body=body, headers=headers, **how)
+            if how and answer.status >= 400:
+                answer.read(cache_content=True)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise UnavailableError(
                 f"cannot {method} {path}: no answer from Kubernetes at {self.server} ({_cause(error)}); "
@@ -177,6 +223,67 @@ class KubeClient:
         if answer.status >= 400:
             raise _error(method, path, answer)
         return answer
+
+
+class Watch:
+    """Lines of a running watch, undecoded, without the line's end: `{"type": ..., "object": ...}`.
+
+    Ends when the server ends it. An ERROR line is raised as the error it says, a broken or silent connection
+    as UnavailableError. `close` may come from another thread; the iteration then just ends.
+    """
+
+    def __init__(self, path: str, answer: urllib3.BaseHTTPResponse) -> None:
+        self._path = path
+        self._answer = answer
+        self._is_closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the watch; safe to call twice."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        # A thread that waits for bytes is not woken by closing the file, only by shutting the socket down.
+        with suppress(ValueError, RuntimeError, OSError):
+            self._answer.shutdown()
+        with suppress(OSError):
+            self._answer.close()
+
+    def __iter__(self) -> Iterator[bytes]:
+        rest = bytearray()
+        while chunk := self._read():
+            rest += chunk
+            if chunk.find(b"\n") < 0:
+                if len(rest) > MAX_LINE_BYTES:
+                    raise ApiError(f"watch of {self._path}: a line of more than {MAX_LINE_BYTES} bytes")
+                continue
+            *lines, tail = bytes(rest).split(b"\n")
+            rest = bytearray(tail)
+            for line in lines:
+                if line.startswith(_ERROR_LINE):
+                    raise _line_error(self._path, line)
+                yield line
+
+    def _read(self) -> bytes:
+        import urllib3
+
+        try:
+            return self._answer.read1(1 << 16) or b""
+        except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
+            # urllib3 has many ways to say that the connection was shut under it.
+            if self._is_closed:
+                return b""
+            raise UnavailableError(
+                f"the watch of {self._path} broke off ({_cause(error)}); it is taken up again"
+            ) from error
+
+
+_ERROR_LINE = b'{"type":"ERROR"'
 
 
 class _Metadata(msgspec.Struct):
@@ -199,7 +306,12 @@ class _Details(msgspec.Struct, rename="camel"):
 class _Status(msgspec.Struct):
     reason: str = ""
     message: str = ""
+    code: int = 0
     details: _Details | None = None
+
+
+class _ErrorLine(msgspec.Struct):
+    object: _Status
 
 
 def kube_client(
@@ -336,6 +448,20 @@ def _error(method: str, path: str, answer: urllib3.BaseHTTPResponse) -> ApiError
         return ThrottledError(line, retry_after_seconds=wait, code=code)
     kind = UnavailableError if answer.status >= 500 else _BY_STATUS.get(answer.status, ApiError)
     return kind(line, status=answer.status, code=code)
+
+
+def _line_error(path: str, line: bytes) -> ApiError:
+    try:
+        status = msgspec.json.decode(line, type=_ErrorLine).object
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        status = _Status(message=line[:200].decode(errors="replace"))
+    said = " ".join(status.message.split())[:300]
+    kind = _BY_STATUS.get(status.code, UnavailableError)
+    return kind(
+        f"the watch of {path} ended: {status.reason or 'error'} ({status.code}), {said}",
+        status=status.code or None,
+        code=status.reason,
+    )
 
 
 def _number(text: str | None, default: float) -> float:
