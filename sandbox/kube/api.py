@@ -378,7 +378,7 @@ class KubeApi:
         if not version.isdigit():
             why = f'strconv.ParseUint: parsing "{version}": invalid syntax'
             raise RefusalError(500, "", f'resourceVersion: Invalid value: "{version}": {why}')
-        show = self._row if "as=Table" in accept else _shown
+        show: Show = self._row if "as=Table" in accept else _shown
         if "as=PartialObjectMetadata" in accept:
             show = _bare
         stream = self._events(target.kind, selection, int(version), query, show)
