@@ -1,9 +1,10 @@
-"""A cluster that is autoscaled in simulated time: the product's own pass over the real HTTP of both sides.
+"""A cluster that is autoscaled in simulated time: the product's own pass over Azure and Kubernetes.
 
-Azure and Kubernetes are `sandbox.scenario`'s. The storage account is left out: claim, journal and queue are
-kept in memory, so that thousands of schedules fit into a minute (with the real ones: test_autoscaling_app).
-The claim keeps the contract that matters here: what is saved is JSON, and a pass that died finds what it had
-saved. Oracles watch every write as it arrives: what was in the pool, and what ran on the machines.
+Both are `sandbox.scenario`'s. `App` speaks real HTTP to them, and leaves the storage account out: claim,
+journal and queue are kept in memory (the real ones: test_autoscaling_app); what is saved is JSON, and a pass
+that died finds what it had saved. `WholeApp` is the app's whole runtime over a storage account in memory,
+without sockets, so that thousands of schedules fit into minutes. Oracles watch every write as it arrives:
+what was in the pool, and what ran on the machines.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
+from in_process import arm_client, kube_client
+from ingress_sync_world import Crash as Died
+from ingress_sync_world import Process, _Counted
+from memory_storage import Account, MemoryBlobs, MemoryQueue, MemoryTable
 
 from sandbox.arm.compute.scalesets import members
 from sandbox.kube import kinds
@@ -32,10 +37,13 @@ from shared.autoscaling.work import Work, begin_work
 from shared.bootstrap import Clients
 from shared.clients.arm import Arm
 from shared.clients.kube import KubeClient
-from shared.errors import ApiError, RunFailedError
+from shared.clients.queue import Message
+from shared.errors import ApiError, AutomationError, RunFailedError
 from shared.model.plan import Action, Outcome, Plan
-from shared.runtime.message import Nudge
-from shared.settings import Cluster
+from shared.runtime.message import Nudge, Received
+from shared.runtime.nudge import send_nudge
+from shared.settings import Cluster, Settings
+from shared.work import work_off
 
 SIZE = "Standard_D2s_v5"
 TICK = 60.0
@@ -87,7 +95,7 @@ class MemoryJournal:
         return self.last
 
 
-class MemoryQueue:
+class HeapQueue:
     def __init__(self, app: App) -> None:
         self._app = app
 
@@ -110,7 +118,7 @@ class SimClients(Clients):
         return self._app.world.now
 
     def queue(self, name: str) -> Any:
-        return MemoryQueue(self._app)
+        return HeapQueue(self._app)
 
 
 class App:
@@ -118,9 +126,9 @@ class App:
 
     def __init__(self, world: World, **policy: Any) -> None:
         self.world = world
-        self.environ = {**world.environ(), "KUBE_TOKEN": self._token()}
+        self.environ = self.environment()
         self.cluster = self.configured(policy)
-        self.clients = SimClients(self)
+        self.clients = self.connect()
         self.state: dict[str, Any] = {}
         self.passes = 0
         self.steps = 0
@@ -146,8 +154,13 @@ class App:
 
     # Set-up
 
-    def _token(self) -> str:
-        return str(self.world.kubernetes.api.tokens.issue("kubekeeper", ("system:masters",)))
+    def environment(self) -> dict[str, str]:
+        token = self.world.kubernetes.api.tokens.issue("kubekeeper", ("system:masters",))
+        return {**self.world.environ(), "KUBE_TOKEN": str(token)}
+
+    def connect(self) -> Any:
+        """The clients of the app's passes."""
+        return SimClients(self)
 
     def configured(self, policy: dict[str, Any]) -> Cluster:
         arm = self.world.arm
@@ -199,7 +212,7 @@ class App:
         selector = {"matchLabels": {"app": name}}
         document = {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": name}}
         where = "/apis/policy/v1/namespaces/default/poddisruptionbudgets"
-        self.world.client().create(where, {**document, "spec": {"selector": selector, **spec}})
+        self.clients.kube(self.cluster).create(where, {**document, "spec": {"selector": selector, **spec}})
 
     # Time
 
@@ -365,3 +378,135 @@ class App:
 
 def _shown(state: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if name not in ("azure", "told")}
+
+
+# The whole runtime, without sockets: for sweeps
+
+
+class ProcessClients(Clients):
+    """What one worker process reaches, until it dies. Storage is in memory, the claims are the real ones."""
+
+    def __init__(self, app: WholeApp, process: Process) -> None:
+        super().__init__(app.environ, app.world.arm.credential())
+        self.app, self.process = app, process
+
+    def now(self) -> datetime:
+        return self.app.world.now
+
+    def settings(self) -> Settings:
+        return Settings(clusters=(self.app.cluster,))
+
+    def blobs(self, container: str) -> Any:
+        return MemoryBlobs(self.app.account, container, self.process.touch)
+
+    def queue(self, name: str) -> Any:
+        return MemoryQueue(self.app.account, name, self.process.touch)
+
+    def table(self, name: str) -> Any:
+        return MemoryTable(self.app.account, name, self.process.touch)
+
+    def kube(self, cluster: Any) -> Any:
+        return _Counted(self.app.kube, "kube", self.process)
+
+    @property
+    def arm(self) -> Any:  # type: ignore[override]
+        return _Counted(self.app.arm, "arm", self.process)
+
+    @property
+    def events(self) -> Any:  # type: ignore[override]
+        return None
+
+
+class WholeApp(App):
+    """Timer, queue, claims and passes as the app has them; each delivery is a process of its own, that dies
+    at the request that `next_death` says.
+    """
+
+    def __init__(self, world: World, **policy: Any) -> None:
+        self.account = Account(lambda: world.now)
+        self.kube = kube_client(world.kubernetes)
+        self.arm = arm_client(world.arm, lambda: world.now)
+        self.next_death: Callable[[], int | None] = lambda: None
+        self._next_tick = TICK
+        super().__init__(world, **policy)
+
+    def environment(self) -> dict[str, str]:
+        return {"KUBE_TOKEN": "-"}
+
+    def connect(self) -> Any:
+        return ProcessClients(self, Process())
+
+    def close(self) -> None:
+        pass
+
+    def _instrument(self) -> None:
+        send = self.arm._send
+
+        def judged(*args: Any, **options: Any) -> Any:
+            self._judge(args[0], args[1], args[3] if len(args) > 3 else None)
+            return send(*args, **options)
+
+        self.arm._send = judged  # type: ignore[method-assign]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The automation's part of the state document in the store."""
+        return self.clients.claims.state("prod", "autoscaling").automation
+
+    @state.setter
+    def state(self, _: dict[str, Any]) -> None:
+        pass
+
+    def deliver(self, after: float, reason: str = "Test") -> None:
+        nudge = Nudge(cluster="prod", automation="autoscaling", reason=reason)
+        send_nudge(self.clients, nudge, timedelta(seconds=after))
+
+    def run(self, seconds: float, *, tick: float = TICK) -> None:
+        """Ticks and messages, in the order in which they become visible."""
+        end = self.world.seconds + seconds
+        queue = MemoryQueue(self.account, "autoscaling", lambda _: None)
+        queue.ensure()
+        while True:
+            visible = queue.next_visible()
+            due = (visible - self.world.started).total_seconds() if visible else math.inf
+            upcoming = min(due, self._next_tick)
+            if upcoming > end:
+                break
+            self.world.advance(max(0.0, upcoming - self.world.seconds))
+            if self._next_tick <= due:
+                self._next_tick += tick
+                self.deliver(0.0, "Timer")
+                continue
+            for message in queue.receive(timedelta(seconds=REDELIVERY), 1):
+                if self._handle(message):
+                    queue.delete(message)
+        self.world.advance(max(0.0, end - self.world.seconds))
+
+    def _handle(self, message: Message) -> bool:
+        """Whether the message is done with; as on the platform, five failures are the last."""
+        received = Received(
+            id=message.id,
+            body=message.text.encode(),
+            dequeue_count=min(message.dequeue_count, 5),
+            inserted_at=message.inserted_at,
+        )
+        self.passes += 1
+        process = Process(self.next_death())
+        try:
+            work_off(ProcessClients(self, process), "autoscaling", received)
+        except Died:
+            self.crashes += 1
+            return False
+        except AutomationError as error:
+            self.failures.append(error)
+            return message.dequeue_count >= 5
+        finally:
+            self.steps += len(process.requests)
+            self.check_pools()
+        return True
+
+    def describe(self) -> str:
+        entries = reversed(self.clients.journal.entries([("prod", "autoscaling")], limit=30))
+        lines = [self.world.describe(), "state: " + json.dumps(_shown(self.state), indent=1)]
+        lines += [f"  {one.at:%H:%M:%S} {one.status} {one.target}: {one.message}" for one in entries]
+        return "\n".join([*lines, *map(str, self.failures[-3:])])

@@ -18,7 +18,7 @@ import pytest
 from sandbox.scenario import World
 from tests.scenarios.autoscaling_world import SIZE, App
 
-HOURS = 24 if os.environ.get("KUBEKEEPER_SWEEP") == "full" else 4
+HOURS = 24 if os.environ.get("KUBEKEEPER_SWEEP") == "full" else 2
 POOLS = 10
 
 
