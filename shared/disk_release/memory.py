@@ -61,7 +61,8 @@ def _sightings(observation: Observation) -> Iterator[Seen]:
 def _follow(state: ReleaseState, release: Release, observation: Observation, now: datetime) -> ReleaseState:
     """Note which disks are free; close the release when nothing is left to do."""
     noted = {done.disk for done in state.done if done.vm == key(release.vm) and done.epoch == release.epoch}
-    for disk in sorted(set(release.disks) - noted):
+    held = {key(case.disk_id) for case in cases(observation) if _is_attached(case, release)}
+    for disk in sorted(set(release.disks) - noted - held):
         if _is_free(disk, release, observation):
             state = states.freed(state, disk, release.vm, release.epoch, now)
             noted.add(disk)
@@ -72,14 +73,12 @@ def _is_free(disk: str, release: Release, observation: Observation) -> bool:
     fact = disk_fact(observation, disk)
     if fact.is_absent:
         return True
-    if fact.value is None or fact.read_at is None or fact.value.is_owned_by(release.vm):
-        return False
-    return not any(case.attachment for case in _cases_of(disk, release, observation))
+    return fact.value is not None and fact.read_at is not None and not fact.value.is_owned_by(release.vm)
 
 
-def _cases_of(disk: str, release: Release, observation: Observation) -> list[Case]:
-    found = cases(observation)
-    return [c for c in found if key(c.disk_id) == disk and c.node_name == release.node and release.node]
+def _is_attached(case: Case, release: Release) -> bool:
+    """Whether a VolumeAttachment still pairs the disk with the node of the release."""
+    return case.attachment is not None and bool(release.node) and case.node_name == release.node
 
 
 def _is_over(release: Release, free: set[str], observation: Observation, now: datetime) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 from datetime import datetime
+from functools import lru_cache
 
 import msgspec
 
@@ -34,6 +35,7 @@ MACHINE_TYPES = frozenset(
 DISK_TYPE = "microsoft.compute/disks"
 
 
+@lru_cache(maxsize=65536)
 def key(resource_id: str) -> str:
     """Equal for equal resources, however they were written."""
     return resource_id.strip().rstrip("/").lower()
@@ -45,11 +47,13 @@ def machine_of_provider_id(provider_id: str) -> str:
     return found if found != provider_id and is_machine_id(found) else ""
 
 
+@lru_cache(maxsize=16384)
 def is_machine_id(text: str) -> bool:
     parsed = _parsed(text)
     return parsed is not None and parsed.type.lower() in MACHINE_TYPES
 
 
+@lru_cache(maxsize=65536)
 def is_disk_id(text: str) -> bool:
     parsed = _parsed(text)
     return parsed is not None and parsed.type.lower() == DISK_TYPE
