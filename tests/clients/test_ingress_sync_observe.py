@@ -220,3 +220,21 @@ def test_a_gateway_that_may_not_be_read_is_an_error(world: IngressWorld) -> None
 
 def test_addresses_of_the_frontends_are_known(world: IngressWorld) -> None:
     assert look(world).addresses["public"].startswith("20.")
+
+
+def test_nodes_are_read_for_node_ports_only(servers: Servers, tmp_path: Path) -> None:
+    world = IngressWorld(servers, tmp_path, policy="backend: nodePorts")
+    world.kubernetes.put(kinds.NODES, {"metadata": {"name": "node-a"}})
+    world.app("web", "web.example")
+    assert [node.metadata.name for node in look(world).kubernetes.nodes] == ["node-a"]
+
+
+def test_rewrites_are_read_where_an_ingress_names_one_and_may_not_be_installed(world: IngressWorld) -> None:
+    world.app("web", "web.example")
+    world.kubernetes.requests.clear()
+    look(world)
+    name = "appgw.ingress.kubernetes.io/rewrite-rule-set-custom-resource"
+    assert not [one for one in world.kubernetes.requests if "rewrites" in one.path]
+    world.app("web", "web.example", annotations={name: "headers"})
+    assert look(world).kubernetes.azureapplicationgatewayrewrites == ()
+    assert [one.status for one in world.kubernetes.requests if "rewrites" in one.path] == [404]
