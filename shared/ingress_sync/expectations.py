@@ -82,6 +82,8 @@ class Expectations:
                 answer = _redirect(host, port)
                 moved = [msgspec.structs.replace(one, answer=answer) for one in statements]
                 self._say_all((frontend, 80, "Http"), host, moved, options)
+            elif self.policy.http_beside_https and not options.ssl_redirect and not options.ssl_profile:
+                self._say_all((frontend, 80, "Http"), host, statements, options)
 
     def _say_all(self, place: Place, host: str, said: Iterable[Statement], options: Options) -> None:
         if options.rule_priority:
@@ -162,6 +164,8 @@ class Expectations:
                 answer = _redirect(host, route.https_port)
                 moved = [msgspec.structs.replace(one, answer=answer) for one in said]
                 places.append(((route.frontend, 80, "Http"), moved))
+            elif site.http == "serve":
+                places.append(((route.frontend, 80, "Http"), said))
         for place, statements in places:
             if route.priority:
                 self.priorities.add(place)

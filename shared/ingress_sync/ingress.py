@@ -361,6 +361,10 @@ class _Translator:
 
     def _http(self, host: str) -> str:
         if not self.options.ssl_redirect:
+            # Client certificates that are asked for must not be gone around by http.
+            if self.front.policy.http_beside_https and not self.options.ssl_profile:
+                return "serve"
+            self.deviations.add("HttpsOnly")
             return "none"
         if "*" in host or "?" in host:
             text = f"http requests to '{host}' are not redirected: the platform cannot for a wildcard host"

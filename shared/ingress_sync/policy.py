@@ -84,6 +84,9 @@ class IngressSyncPolicy(
     """Where requests are sent: to the pods' own addresses, or to a service's port on every ready node."""
     use_private_ip: bool = False
     """Ingress objects without the annotation use-private-ip listen on the private frontend."""
+    http_beside_https: bool = False
+    """Hosts with a certificate and without ssl-redirect are served over http too, as Kubernetes has it; AGIC
+    serves them over https only. Not where a client certificate is asked for."""
     drain_timeout: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 0
     """Seconds that connections to a removed endpoint live on, for objects without an annotation; 0: none."""
     adopt: bool = False

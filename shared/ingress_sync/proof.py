@@ -29,6 +29,7 @@ DEVIATIONS = {
     "UnmatchedIs502": "A request that no path of its host matches is answered 502 instead of 404.",
     "WildcardDepth": "A wildcard host also takes names with more than one label in its place.",
     "ExactRoot": "An Exact path `/` is read as Prefix `/`; every other path still comes first.",
+    "HttpsOnly": "A host with a certificate is not served over http (`httpBesideHttps` changes that).",
     "WildcardRedirect": "Http requests to a wildcard host are not redirected to https.",
     "ExplicitPriority": "A rule-priority comes before the order of hosts.",
     "MixedTargetPorts": "Of endpoints that listen on different ports, those with the smallest are used.",

@@ -96,7 +96,7 @@ class Tls(RouteStruct, frozen=True):
 class Site(RouteStruct, frozen=True):
     """Hosts (lower case; "" is any) with equal rules. `tls` None: http only.
 
-    `http`: with TLS, whether http answers nothing ("none") or leads to https ("redirect"); else "serve".
+    `http`: whether http (port 80 beside TLS) serves, leads to https ("redirect"), or is not there ("none").
     """
 
     hosts: tuple[str, ...]

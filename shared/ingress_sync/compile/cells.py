@@ -126,7 +126,7 @@ class Cells:
             cell = self.cells[key] = Cell(route, tls)
         elif cell.first is not route:
             self._compare(cell, key, route, tls)
-        is_redirect = key.protocol == "Http" and site.tls is not None
+        is_redirect = key.protocol == "Http" and site.http == "redirect"
         for rule in site.rules:
             number = self._redirect(key, route) if is_redirect else self._number(rule)
             cell.entries.append(Entry(rule.path, rule.match, number, route.owner, is_default=rule.is_default))
@@ -189,7 +189,7 @@ def _keys(route: Route, site: Site) -> Iterator[CellKey]:
         if site.tls is not None:
             yield CellKey(route.frontend, route.https_port, "Https", host)
         if site.http != "none":
-            yield CellKey(route.frontend, route.http_port, "Http", host)
+            yield CellKey(route.frontend, 80 if site.tls else route.http_port, "Http", host)
 
 
 def owners_of(tables: Mapping[CellKey, Table]) -> set[str]:

@@ -105,7 +105,10 @@ class Foreign:
         target = self._target()
         if not free or target is None:
             return None
-        priority = self.rng.choice([3, 5, 1_500, 12_000, 18_100, 19_999]) - number
+        taken = {one["properties"]["priority"] for one in self.found.get("requestRoutingRules", [])}
+        priority = self.rng.choice([4, 14, 1_500, 12_000, 18_100, 19_999]) - number
+        if priority in taken:
+            return None
         return {"ruleType": "Basic", "priority": priority, "httpListener": {"id": free[0]["id"]}, **target}
 
     def _target(self) -> Document | None:
