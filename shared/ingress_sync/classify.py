@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shared.ingress_sync.compiled import Change
-from shared.model.gateway import Document, Part, inside, normalised, parts
+from shared.model.gateway import Document, Part, hosts_of, inside, normalised, parts
 
 Changes = Mapping[str, Mapping[str, list[str]]]
 
@@ -32,6 +32,7 @@ def interruptions(before: Document, after: Document, changes: Changes) -> list[s
     """One sentence for each listener whose connections end."""
     listeners = changes.get("httpListeners", {})
     found = [f"listener {name} goes" for name in listeners.get("removed", ())]
+    found += [f"{host} goes from listener {name}" for name, host in _hosts_that_go(before, after, changes)]
     was, now = _by_name(before), _by_name(after)
     for name in listeners.get("changed", ()):
         old, new = inside(was[name.lower()]), inside(now[name.lower()])
@@ -39,6 +40,23 @@ def interruptions(before: Document, after: Document, changes: Changes) -> list[s
         if cut:
             found.append(f"listener {name} changes its {' and '.join(cut)}")
     return found
+
+
+def removals(before: Document, after: Document, changes: Changes) -> list[str]:
+    """Names of listeners that go, or lose a host."""
+    removed = changes.get("httpListeners", {}).get("removed", [])
+    return [*removed, *dict.fromkeys(name for name, _ in _hosts_that_go(before, after, changes))]
+
+
+def _hosts_that_go(before: Document, after: Document, changes: Changes) -> list[tuple[str, str]]:
+    """(listener, host) of listeners that stay and have a host less."""
+    was, now = _by_name(before), _by_name(after)
+    return [
+        (name, host)
+        for name in changes.get("httpListeners", {}).get("changed", ())
+        for host in hosts_of(was[name.lower()])
+        if host not in hosts_of(now[name.lower()])
+    ]
 
 
 def certificate_changes(before: Document, after: Document, changes: Changes) -> list[str]:

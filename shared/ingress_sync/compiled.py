@@ -104,6 +104,8 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     changes: dict[str, dict[str, list[str]]] = {}
     interruptions: tuple[str, ...] = ()
     """One sentence for each listener whose connections the change ends."""
+    removals: tuple[str, ...] = ()
+    """Listeners that go or lose a host."""
     certificate_changes: tuple[str, ...] = ()
     """Listeners that get another certificate."""
     routes: str = ""

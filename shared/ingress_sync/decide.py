@@ -184,9 +184,8 @@ def _again(observation: Observation, policy: IngressSyncPolicy, compiled: Compil
 
 def _needs_approval(policy: IngressSyncPolicy, compiled: Compiled) -> list[str]:
     wanted, found = policy.approval, []
-    removed = compiled.changes.get("httpListeners", {}).get("removed", [])
-    if wanted.listener_removal and removed:
-        found.append(f"{len(removed)} listeners go")
+    if wanted.listener_removal and compiled.removals:
+        found.append(f"{len(compiled.removals)} listeners go or lose a host")
     if wanted.certificate_change and compiled.certificate_changes:
         found.append(f"{len(compiled.certificate_changes)} listeners get another certificate")
     if wanted.routes and len(compiled.changed_owners) > wanted.routes:

@@ -140,7 +140,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def inputs_digest(self) -> str:
         """Of everything but the gateway, the state and the time that a decision rests on."""
-        digest = hashlib.sha256(msgspec.json.encode(self.kubernetes))
+        digest = hashlib.sha256(msgspec.json.encode(self.kubernetes, order="deterministic"))
         digest.update(canonical_json([self.cluster, self.cluster_entry, self.addresses]))
         digest.update(canonical_json([sorted(self.healthy), sorted(self.unhealthy)]))
         return digest.hexdigest()[:32]

@@ -44,7 +44,7 @@ class Approval(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid
     """Which changes wait for the operation `approve`; none by default."""
 
     listener_removal: bool = False
-    """A change that takes a listener away, and so cuts its connections."""
+    """A change that takes a listener, or a host of one, away, and so cuts its connections."""
     certificate_change: bool = False
     """A change of the certificate of a listener that is in use."""
     routes: Annotated[int, msgspec.Meta(ge=0)] = 0

@@ -228,6 +228,7 @@ class _Compilation:
             change=classify.grade(before, after, merged.changes),
             changes=merged.changes,
             interruptions=tuple(classify.interruptions(before, after, merged.changes)),
+            removals=tuple(classify.removals(before, after, merged.changes)),
             certificate_changes=tuple(classify.certificate_changes(before, after, merged.changes)),
             routes=pack_routes(routes) if merged.changes or self._changed(routes) else self.state.routes,
         )
