@@ -327,14 +327,14 @@ def disk(document: Document) -> Disk:
         managed_by=document.get("managedBy") or "",
         managed_by_extended=tuple(document.get("managedByExtended") or shares),
         state=properties.get("diskState", ""),
-        max_shares=properties.get("maxShares") or 1,
+        max_shares=int(properties.get("maxShares") or 1),
         owner_changed_at=time_of(properties.get("LastOwnershipUpdateTime")),
         created_at=time_of(properties.get("timeCreated")),
         os_type=properties.get("osType") or "",
         tags=document.get("tags") or {},
         zones=tuple(document.get("zones") or ()),
         sku=(document.get("sku") or {}).get("name", ""),
-        size_gib=properties.get("diskSizeGB") or 0,
+        size_gib=int(properties.get("diskSizeGB") or 0),
     )
 
 
