@@ -244,20 +244,22 @@ def _judge_pod(before: State | None, now: State | None, _: References) -> str:
 
 
 def _look_at_ready(thing: Conditioned) -> Hashable:
+    """(uid, whether it is Ready): a node that comes again under its name is another one."""
     ready = thing.condition("Ready")
-    return ready is not None and ready.status == "True"
+    return thing.metadata.uid, ready is not None and ready.status == "True"
 
 
-def _judge_node(before: State | None, now: State | None, _: References) -> str:
-    if now is None:
-        return "NodeGone"
-    return "NotReady" if now is False and before is not False else ""
+def _is_unready(state: State) -> bool:
+    return not state[1]
 
 
-def _judge_member(before: State | None, now: State | None, _: References) -> str:
-    if now is None:
-        return "MemberGone"
-    return "MemberNotReady" if now is False and before is not False else ""
+def _ready(kind: str) -> Callable[[State | None, State | None, References], str]:
+    def judge(before: State | None, now: State | None, _: References) -> str:
+        if now is None or (before is not None and before[0] != now[0]):
+            return f"{kind}Gone"
+        return f"{kind}NotReady" if _is_unready(now) and (before is None or before[1]) else ""
+
+    return judge
 
 
 def _look_at_event(event: Event) -> Hashable:
@@ -321,7 +323,8 @@ def _look_at_secret(secret: Bare) -> Hashable:
 def _look_at_slice(found: Slice) -> Hashable:
     metadata = found.metadata
     # API servers always count; where nobody did, any change of the object counts.
-    return f"{metadata.namespace}/{metadata.labels.service}", metadata.generation or metadata.resource_version
+    version = metadata.generation or metadata.resource_version
+    return f"{metadata.namespace}/{metadata.labels.service}", metadata.uid, version
 
 
 def _referred(why: str, to: str) -> Callable[[State | None, State | None, References], str]:
@@ -379,9 +382,9 @@ SOURCES = (
         event=NODE_NOT_READY,
         shape=Conditioned,
         look=_look_at_ready,
-        judge=_judge_node,
+        judge=_ready("Node"),
         subject=_full_name,
-        is_trouble=lambda is_ready: not is_ready,
+        is_trouble=_is_unready,
         page=50,
     ),
     Source(
@@ -432,9 +435,9 @@ SOURCES = (
         event=ETCD_UNHEALTHY,
         shape=Conditioned,
         look=_look_at_ready,
-        judge=_judge_member,
+        judge=_ready("Member"),
         subject=_full_name,
-        is_trouble=lambda is_ready: not is_ready,
+        is_trouble=_is_unready,
         # Static pods of kubeadm; on AKS there is none to be seen.
         query={"labelSelector": "component=etcd"},
     ),

@@ -154,6 +154,7 @@ class _SliceLabels(msgspec.Struct, frozen=True):
 class _SliceMetadata(_Lean, frozen=True):
     name: str = ""
     namespace: str = ""
+    uid: str = ""
     resource_version: str = ""
     generation: int = 0
     labels: _SliceLabels = _SliceLabels()
