@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shared.ingress_sync.compiled import Change
-from shared.model.gateway import Document, Part, hosts_of, inside, normalised, parts
+from shared.model.gateway import Document, Part, hosts_of, inside, normalised, parts, reference
 
 Changes = Mapping[str, Mapping[str, list[str]]]
 
@@ -49,14 +49,19 @@ def removals(before: Document, after: Document, changes: Changes) -> list[str]:
 
 
 def _hosts_that_go(before: Document, after: Document, changes: Changes) -> list[tuple[str, str]]:
-    """(listener, host) of listeners that stay and have a host less."""
+    """(listener, host) of listeners that stay and have a host less, which no other listener takes over."""
     was, now = _by_name(before), _by_name(after)
-    return [
-        (name, host)
-        for name in changes.get("httpListeners", {}).get("changed", ())
-        for host in hosts_of(was[name.lower()])
-        if host not in hosts_of(now[name.lower()])
-    ]
+    taken = {
+        (reference(one, "frontendIPConfiguration"), reference(one, "frontendPort"), host)
+        for one in now.values()
+        for host in hosts_of(one)
+    }
+    found = []
+    for name in changes.get("httpListeners", {}).get("changed", ()):
+        old = was[name.lower()]
+        place = reference(old, "frontendIPConfiguration"), reference(old, "frontendPort")
+        found += [(name, host) for host in hosts_of(old) if (*place, host) not in taken]
+    return found
 
 
 def certificate_changes(before: Document, after: Document, changes: Changes) -> list[str]:

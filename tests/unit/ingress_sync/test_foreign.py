@@ -9,14 +9,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from ingress_builders import GATEWAY, GROUP, WAF, Bench, accept, app, gateway, ingress, ref, rule, secret
+from ingress_builders import GATEWAY, WAF, Bench, accept, app, gateway, ingress, ref, rule
 from ingress_generator import behind, ingresses
 
 from shared.errors import UnsafePlanError
 from shared.ingress_sync.ownership import assert_foreign_untouched, own_keys
 from shared.ingress_sync.policy import IngressSyncPolicy
 from shared.ingress_sync.state import PartRecord
-from shared.model.gateway import COLLECTIONS, inside, part_digest, part_key, parts
+from shared.model.gateway import COLLECTIONS, part_key, parts
 from shared.model.plan import ActionKind
 
 GATEWAYS = 2_000 if os.environ.get("KUBEKEEPER_SWEEP") == "full" else 200
@@ -320,4 +320,3 @@ def test_only_prefix_and_record_together_make_a_part_ours() -> None:
     record = {part_key("backendAddressPools", name): PartRecord(sent="x") for name in ("kk_prod_a", "p")}
     policy = IngressSyncPolicy(gateway=GATEWAY)
     assert own_keys(live, "kk_prod_", record, policy) == {"backendAddressPools/kk_prod_a"}
-    assert part_digest("backendAddressPools", POOL) and inside(POOL) and GROUP and secret()

@@ -91,7 +91,7 @@ def loosen(document: dict[str, Any]) -> None:
 
 
 def wrong_pool(document: dict[str, Any]) -> None:
-    rule = ours(document, "urlPathMaps", "80-s-com" if False else "443-s-com")["pathRules"][0]["properties"]
+    rule = ours(document, "urlPathMaps", "443-s-com")["pathRules"][0]["properties"]
     api = next(one["id"] for one in parts(document, "backendAddressPools") if "api" in one["name"])
     rule["backendAddressPool"] = {"id": api}
 
