@@ -322,7 +322,3 @@ class AutoscalingPolicy(
     """
     retail_prices: bool = False
     """Read Azure's public retail prices for the sizes in use."""
-    nominate: bool = True
-    """Write the planned node into `status.nominatedNodeName` of a pod once the node is there, so that the
-    scheduler follows the plan; without it a tight plan may need one more round.
-    """
