@@ -211,8 +211,6 @@ class Board:
         number = self._append(row)
         bit = 1 << number
         node = row.node
-        for static in self._static.values():
-            static.admit(self, number)
         for admits, counter in self._eligibility():
             value = node.labels.get(counter.key)
             if value is not None and admits(number):
@@ -234,8 +232,6 @@ class Board:
             value = node.labels.get(counter.key)
             if value is not None and counter.eligible & bit:
                 counter.dismiss(value, bit)
-        for static in self._static.values():
-            static.drop(bit)
         self.nodes.pop()
         self.on.pop()
         self._class_masks[self._class_of.pop()] &= ~bit
@@ -288,18 +284,16 @@ class Board:
         found = self._static.get(group.key)
         if found is None:
             found = self._static[group.key] = _Static(group)
-            for at, node in enumerate(self._class_nodes):
-                found.admit_class(self, at, node)
-            found.seal(self)
         return found
 
-    def class_mask(self, at: int) -> int:
-        """Rows of one class of nodes."""
-        return self._class_masks[at]
-
-    def class_of(self, row: int) -> int:
-        """The class of a row."""
-        return self._class_of[row]
+    def open_to(self, group: Group) -> int:
+        """Rows that a group may use by labels, taints and volumes, as a mask."""
+        static, mask = self.static(group), 0
+        for at, node in enumerate(self._class_nodes):
+            if static.admits_class(at, node):
+                mask |= self._class_masks[at]
+        mask &= self.open
+        return static.named(self, mask)
 
     # Counting pods
 
@@ -489,6 +483,7 @@ class Board:
         index = self._index
         if index.misses > MISSES_BEFORE_SORTING:
             index.sort(self.free, self._groups, self.nodes)
+            index.made_at = len(self.placements)
         candidates = index.narrow(among, group.requests)
         for row in bits(candidates):
             for amounts, amount in wanted:
@@ -547,14 +542,13 @@ class Board:
             self._move(placement.group, placement.row, -placement.count)
         while len(self.nodes) > rows:
             self.remove_last()
-        self._index.misses = MISSES_BEFORE_SORTING + 1 if undone else self._index.misses
+        if self._index.made_at > placements:
+            self.forget_index()  # made when rows were fuller, it would hide some
         return undone
 
     def close(self, row: int) -> None:
         """Nothing more is placed there; for a planned node that is given up."""
         self.open &= ~(1 << row)
-        for static in self._static.values():
-            static.drop(1 << row)
 
     def forget_index(self) -> None:
         """Something became free again: the index may hide rows."""
@@ -647,43 +641,28 @@ class _Static:
 
     def __init__(self, group: Group) -> None:
         self.spec, self.terms = group.spec, group.terms
-        self.mask = 0
-        self.classes: dict[int, bool] = {}
+        self._classes: dict[int, bool] = {}
         self._names = _asks_for_names(group)
         self._admissions: dict[tuple[object, ...], Callable[[int], bool]] = {}
 
-    def admit_class(self, board: Board, at: int, node: Node) -> bool:
-        """Decide about a class of nodes."""
-        passes = tolerates(self.spec, node) and (self._names or self._selects(node))
-        self.classes[at] = passes
-        return passes
+    def admits_class(self, at: int, node: Node) -> bool:
+        """Decide about a class of nodes, once."""
+        found = self._classes.get(at)
+        if found is None:
+            found = tolerates(self.spec, node) and (self._names or self._selects(node))
+            self._classes[at] = found
+        return found
+
+    def named(self, board: Board, mask: int) -> int:
+        """Of these rows, those whose own names are asked for; all where names do not matter."""
+        if not self._names:
+            return mask
+        return sum(1 << row for row in bits(mask) if self._selects(board.nodes[row]))
 
     def _selects(self, node: Node) -> bool:
         return selects(self.spec, node) and all(
             any(term.matches(node.labels, node.name) for term in terms) for terms in self.terms
         )
-
-    def seal(self, board: Board) -> None:
-        """Make the mask of what was decided so far."""
-        for at, passes in self.classes.items():
-            if passes:
-                self.mask |= board.class_mask(at)
-        if self._names:
-            self.mask = sum(1 << row for row in bits(self.mask) if self._selects(board.nodes[row]))
-        self.mask &= board.open
-
-    def admit(self, board: Board, row: int) -> None:
-        """One more row."""
-        at, node = board.class_of(row), board.nodes[row]
-        passes = self.classes.get(at)
-        if passes is None:
-            passes = self.admit_class(board, at, node)
-        if passes and board.open >> row & 1 and (not self._names or self._selects(node)):
-            self.mask |= 1 << row
-
-    def drop(self, bit: int) -> None:
-        """A row is gone."""
-        self.mask &= ~bit
 
     def admission(
         self, board: Board, affinity: bool, taints: bool, keys: tuple[str, ...]
@@ -762,6 +741,8 @@ class _Index:
 
     def __init__(self) -> None:
         self.fresh = 0
+        self.made_at = 0
+        """Placements there were when it was made."""
         self.misses = MISSES_BEFORE_SORTING + 1
         self._levels: dict[str, tuple[list[int], list[int]]] = {}
 

@@ -18,7 +18,7 @@ from shared.autoscaling.choose import total_cost, ways
 from shared.autoscaling.explain import explain
 from shared.autoscaling.facts import read_facts
 from shared.autoscaling.observation import AUTOMATION, Observation
-from shared.autoscaling.pack import Choice, Offer, rank
+from shared.autoscaling.pack import Offer, rank
 from shared.autoscaling.policy import AutoscalingPolicy
 from shared.autoscaling.scale_down import Removal, Review, review
 from shared.autoscaling.scene import Scene, bound, set_scene
@@ -52,7 +52,7 @@ def consider(observation: Observation, policy: AutoscalingPolicy, now: datetime)
     _keep_sizes(scene)
     pack(scene)
     growth = list(_growth(scene))
-    found = _review(scene, is_growing=bool(growth))
+    found = Review(unneeded_since=_known(scene)) if growth else _review(scene)
     actions = (*growth, *_lost(scene), *_removals(found))
     left = (*_notes(scene), *explain(scene), *found.left)
     memory = _memory(scene, found)
@@ -117,23 +117,28 @@ def _nominated_first(scene: Scene, groups: Sequence[Group]) -> list[Group]:
 
 
 def _pack_best(scene: Scene, groups: Sequence[Group]) -> None:
-    choices = ways(scene.policy, scene.offers)
-    if len(choices) > 1 and len(groups) <= GROUPS_TRIED_TWICE:
-        choices.sort(key=lambda choice: _tried(scene, groups, choice))
-    scene.packer.grow(groups, choices[0])
-
-
-def _tried(scene: Scene, groups: Sequence[Group], choice: Choice) -> tuple[float, ...]:
-    """(pods left, the strategies' worst, cost) of packing this way; nothing is changed."""
+    """The first way, unless another is better."""
+    first, *others = ways(scene.policy, scene.offers)
     kept = [(offer, offer.planned) for offer in scene.offers]
     mark = scene.board.mark()
-    scene.packer.grow(groups, choice)
+    scene.packer.grow(groups, first)
+    if len(groups) > GROUPS_TRIED_TWICE:
+        return
+    for choice in others:
+        result = _result(scene, groups)
+        scene.packer.undo(mark, kept)
+        scene.packer.grow(groups, choice)
+        if _result(scene, groups) >= result:
+            scene.packer.undo(mark, kept)
+            scene.packer.grow(groups, first)
+
+
+def _result(scene: Scene, groups: Sequence[Group]) -> tuple[float, ...]:
+    """Less is better: pods left, nodes of pools with a lower priority, cost."""
     left = sum(scene.packer.remaining[group.key] for group in groups)
     preferred = -sum(offer.priority * offer.planned for offer in scene.offers)
-    cost = total_cost(scene.offers)
-    scene.packer.undo(mark, kept)
     first = scene.policy.scale_up.strategy[:1] == ("priority",)
-    return (left, preferred if first and len({o.priority for o in scene.offers}) > 1 else 0, cost)
+    return (left, preferred if first else 0, total_cost(scene.offers))
 
 
 def _pack_whole(scene: Scene, groups: Sequence[Group]) -> None:
@@ -219,8 +224,16 @@ def _lost(scene: Scene) -> Iterator[Action]:
         )
 
 
-def _review(scene: Scene, *, is_growing: bool) -> Review:
-    return review(scene, is_growing=is_growing) if scene.kubernetes.is_complete else Review()
+def _review(scene: Scene) -> Review:
+    return review(scene) if scene.kubernetes.is_complete else Review(unneeded_since=_known(scene))
+
+
+def _known(scene: Scene) -> dict[str, str]:
+    """Since when nodes have not been needed, of those that are still there; while pods wait for new nodes
+    nobody looks at it anew.
+    """
+    known = scene.state.get("unneededSince") or {}
+    return {name: since for name, since in known.items() if name in scene.row_of}
 
 
 def _removals(found: Review) -> Iterator[Action]:
@@ -265,8 +278,6 @@ def _kept(observation: Observation) -> Document:
 
 
 def _memory(scene: Scene, found: Review) -> Document:
-    if not scene.kubernetes.is_complete:
-        return _kept(scene.observation) | {"wishes": scene.wishes}
     short = {}
     known = scene.state.get("shortSince") or {}
     for pool in scene.facts.pools:

@@ -24,8 +24,9 @@ def explain(scene: Scene) -> Iterator[LeftAlone]:
     for pod, reason, message in scene.waiting:
         yield LeftAlone(subject=pod.subject, reason=reason, message=message)
     rows = _rows_by_group(scene)
+    pools = {row: offer.pool.name for offer in scene.offers for row in offer.rows}
     for group in scene.groups:
-        yield from _explain_group(scene, group, rows.get(group.key, []))
+        yield from _explain_group(scene, group, rows.get(group.key, []), pools)
 
 
 def _rows_by_group(scene: Scene) -> dict[int, list[tuple[int, int]]]:
@@ -35,10 +36,12 @@ def _rows_by_group(scene: Scene) -> dict[int, list[tuple[int, int]]]:
     return found
 
 
-def _explain_group(scene: Scene, group: Group, placed: list[tuple[int, int]]) -> Iterator[LeftAlone]:
+def _explain_group(
+    scene: Scene, group: Group, placed: list[tuple[int, int]], pools: dict[int, str]
+) -> Iterator[LeftAlone]:
     pods = iter(scene.pods[group.key])
     for row, count in placed:
-        reason, message = _place(scene, row)
+        reason, message = _place(scene, row, pools)
         for pod in islice(pods, count):
             yield LeftAlone(subject=pod.subject, reason=reason, message=message)
     rest = list(pods)
@@ -48,14 +51,13 @@ def _explain_group(scene: Scene, group: Group, placed: list[tuple[int, int]]) ->
             yield LeftAlone(subject=pod.subject, reason=reason, message=message)
 
 
-def _place(scene: Scene, row: int) -> tuple[str, str]:
+def _place(scene: Scene, row: int, pools: dict[int, str]) -> tuple[str, str]:
     if row in scene.coming:
         return "NodeOnItsWay", f"a node of pool {scene.coming[row]} that is on its way has room"
     node = scene.board.nodes[row]
     if row < len(scene.kubernetes.nodes):
         return "FitsExistingNode", f"node {node.name} has room; the scheduler will find it"
-    pool = next(offer.pool.name for offer in scene.offers if row in offer.rows)
-    return "NewNode", f"gets a new node of pool {pool}"
+    return "NewNode", f"gets a new node of pool {pools[row]}"
 
 
 def blocker(scene: Scene, group: Group) -> tuple[str, str]:

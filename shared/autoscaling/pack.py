@@ -9,6 +9,7 @@ and the best result is kept; then nodes whose pods fit elsewhere after all are d
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -37,13 +38,15 @@ class Offer:
     price: float | None = None
     priority: int = 0
     size: int = 0
-    zones: list[str] = field(default_factory=list)
-    """Of its nodes so far, to guess where Azure will put the next."""
+    zones: Counter[str] = field(default_factory=Counter)
+    """Nodes so far by zone, to guess where Azure will put the next."""
     draws: list[tuple[Shared, int]] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     """Rows of planned nodes, oldest first."""
     floor: int = 0
     """So many are planned whatever pods need."""
+    kept_zones: list[str] = field(default_factory=list)
+    """Of the planned nodes, in their order."""
     whole: bool = False
     """All of it or nothing: the first node takes the rest with it."""
     closed: str = ""
@@ -76,7 +79,7 @@ class Offer:
         """The next new node: in the zone that has fewest, as Azure balances."""
         zone = ""
         if self.template.zones:
-            zone = min(self.template.zones, key=lambda one: (self.zones.count(one), one))
+            zone = min(self.template.zones, key=lambda one: (self.zones[one], one))
         node = in_zone(self.template, zone)
         self._number += 1
         name = f"{node.name} ({self._number})"
@@ -98,11 +101,14 @@ Choice = Callable[["Packer", Group, Sequence[Offer]], Offer | None]
 class Packer:
     """One board with offers; `open_node` and `fill` change both."""
 
-    def __init__(self, board: Board, offers: Sequence[Offer]) -> None:
+    def __init__(self, board: Board, offers: Sequence[Offer], *, chooses_each: bool = False) -> None:
         self.board = board
         self.offers = offers
+        self.chooses_each = chooses_each
+        """Whether each node is chosen by itself, because choices depend on the nodes chosen so far."""
         self.remaining: dict[int, int] = {}
         self._takes: dict[tuple[str, int], bool] = {}
+        self._planned = 0
 
     # Where there is room already
 
@@ -110,7 +116,7 @@ class Packer:
         """Put as many of each group as fit on the rows there are."""
         for group in groups:
             self.remaining[group.key] = group.count
-            self._fill(group, self.board.static(group).mask)
+            self._fill(group, self.board.open_to(group))
 
     def settle_on(self, group: Group, among: int) -> None:
         """Put what is left of the group on these rows."""
@@ -168,14 +174,11 @@ class Packer:
         for group in groups:
             if not self.remaining[group.key] or group.trouble:
                 continue
-            self._fill(group, self.board.static(group).mask & self._planned())
+            self._fill(group, self.board.open_to(group) & self._planned)
             while self.remaining[group.key]:
                 offer = choose(self, group, self.usable(group))
                 if offer is None or not self._open_for(offer, group):
                     break
-
-    def _planned(self) -> int:
-        return sum(1 << row for offer in self.offers for row in offer.rows)
 
     def usable(self, group: Group) -> list[Offer]:
         """Offers that may grow and whose nodes take a pod of the group by itself."""
@@ -202,17 +205,36 @@ class Packer:
             if offer.blocker() is not None:
                 break
             row = self.open_node(offer)
-            if self._fill(group, self.board.static(group).mask & (1 << row)):
+            if self._fill(group, self.board.open_to(group) & (1 << row)):
+                self._repeat(offer, group)
                 return True
         self.undo(mark, [(offer, opened)])
         return False
+
+    def _repeat(self, offer: Offer, group: Group) -> None:
+        """More of the same, for as long as each new node is filled by this group alone: choosing again would
+        choose the same.
+        """
+        if self.chooses_each or self._is_careful(group):
+            return
+        if not all(may_go(group, node) for node in offer.variants()):
+            return
+        each = self.board.placements[-1].count
+        if self.board.room(group, offer.rows[-1]):
+            return
+        while self.remaining[group.key] >= each and offer.blocker() is None:
+            row = self.open_node(offer)
+            self.board.place(group, row, each)
+            self.remaining[group.key] -= each
 
     def open_node(self, offer: Offer) -> int:
         """One more planned node; its row."""
         node = offer.next_node()
         row = self.board.add_row(Row(node, free_of(node, self.board.free), {}))
         offer.rows.append(row)
-        offer.zones.append(node.zone)
+        offer.kept_zones.append(node.zone)
+        offer.zones[node.zone] += 1
+        self._planned |= 1 << row
         for shared, amount in offer.draws:
             shared.left -= amount
         return row
@@ -227,8 +249,9 @@ class Packer:
 
     def forget_last(self, offer: Offer) -> None:
         """The pool's last planned node is not needed."""
-        offer.rows.pop()
-        offer.zones.pop()
+        row = offer.rows.pop()
+        offer.zones[offer.kept_zones.pop()] -= 1
+        self._planned &= ~(1 << row)
         for shared, amount in offer.draws:
             shared.left += amount
 
@@ -241,7 +264,7 @@ class Packer:
         if any(spread.min_domains > 1 for group in groups for spread in group.spec.spread):
             return  # a node may be needed for the domain it makes
         for offer in self.offers:
-            while offer.planned > offer.floor and not offer.pool.policy.whole and self._drop_last(offer):
+            while offer.planned > offer.floor and not offer.whole and self._drop_last(offer):
                 pass
 
     def _drop_last(self, offer: Offer) -> bool:
@@ -251,10 +274,9 @@ class Packer:
         for placement in held:
             self.board.lift(placement.group, row, placement.count)
             self.remaining[placement.group.key] += placement.count
-        self.board.forget_index()
         mark = self.board.mark()
         for group in {placement.group.key: placement.group for placement in held}.values():
-            self._fill(group, self.board.static(group).mask & ~(1 << row))
+            self._fill(group, self.board.open_to(group) & ~(1 << row))
         if not any(self.remaining[placement.group.key] for placement in held):
             self.board.close(row)
             self.forget_last(offer)

@@ -49,11 +49,11 @@ class Review:
     unneeded_since: dict[str, str] = field(default_factory=dict)
 
 
-def review(scene: Scene, *, is_growing: bool) -> Review:
-    """Looks at every node of every pool; removes none where the cluster is busy growing."""
+def review(scene: Scene) -> Review:
+    """Looks at every node of every pool."""
     found = Review()
     policy = scene.policy.scale_down
-    wait = _waits(scene, is_growing=is_growing)
+    wait = _waits(scene)
     budgets = _Budgets(scene)
     counts = Counter({pool.id: _room_above_floor(scene, pool) for pool in scene.facts.pools})
     for pool, node in _candidates(scene):
@@ -104,11 +104,9 @@ def _room_above_floor(scene: Scene, pool: Pool) -> int:
     return scene.size(pool) - leaving - max(pool.min, scene.floors[pool.id].size)
 
 
-def _waits(scene: Scene, *, is_growing: bool) -> tuple[str, str] | None:
+def _waits(scene: Scene) -> tuple[str, str] | None:
     """(reason, message) of what holds back every removal now."""
     policy, state = scene.policy.scale_down, scene.state
-    if is_growing:
-        return "ClusterIsGrowing", "nodes are being added in this very pass"
     pause = parse_duration(policy.delay_after_add)
     added = [msgspec.convert(one["at"], datetime) for one in state.get("additions") or ()]
     if added and scene.now - max(added) < pause:
@@ -329,7 +327,7 @@ def _has_homes(scene: Scene, row: int, moving: list[tuple[Group, int]]) -> bool:
     coming = sum(1 << one for one in scene.coming)
     for group, count in moving:
         packer.remaining[group.key] = count
-        packer.settle_on(group, board.static(group).mask & ~(1 << row) & ~coming)
+        packer.settle_on(group, board.open_to(group) & ~(1 << row) & ~coming)
         if packer.remaining[group.key]:
             board.undo_to(mark)
             for other, number in moving:

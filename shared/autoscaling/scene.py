@@ -110,7 +110,8 @@ def set_scene(observation: Observation, policy: AutoscalingPolicy, facts: Facts,
     _set_board(scene)
     scene.offers = [_offer(scene, pool) for pool in facts.pools]
     _share_limits(scene)
-    scene.packer = Packer(scene.board, scene.offers)
+    balanced = policy.scale_up.balance
+    scene.packer = Packer(scene.board, scene.offers, chooses_each=balanced)
     return scene
 
 
@@ -296,11 +297,11 @@ def _coming(scene: Scene, pool: Pool) -> Iterator[Node]:
     template = scene.templates[pool.id]
     if template.trouble:
         return
-    zones = [node.zone for node in scene.by_pool[pool.id]]
+    zones = Counter(node.zone for node in scene.by_pool[pool.id])
     offer = Offer(pool=pool, template=template, left=0, zones=zones)
     for _ in range(scene.upcoming[pool.id]):
         node = offer.next_node()
-        zones.append(node.zone)
+        zones[node.zone] += 1
         yield msgspec.structs.replace(node, name=node.name.replace("new node", "node on its way", 1))
 
 
@@ -324,7 +325,7 @@ def _offer(scene: Scene, pool: Pool) -> Offer:
         price=price,
         priority=pool.policy.priority,
         size=size,
-        zones=[node.zone for node in scene.by_pool[pool.id]],
+        zones=Counter(node.zone for node in scene.by_pool[pool.id]),
     )
     offer.closed, detail = _closed(scene, pool, template)
     if offer.closed:
