@@ -29,6 +29,7 @@ from shared.disk_release.rules import (
     attachments_of,
     has_label,
     is_ours,
+    let_go,
     not_ready,
     silent_for,
     tainted_since,
@@ -160,9 +161,12 @@ def no_corruption(trace: Trace) -> Iterator[str]:
 # Safety
 
 
-@each("I1", *DETACHES)
+@each("I1", *DETACHES, ActionKind.REAPPLY_VM)
 def fenced(moment: Moment) -> str:
     machine = moment.machine
+    if moment.kind is ActionKind.REAPPLY_VM:
+        used = [case.name for case in let_go(moment.scene) if case.is_in_use or case.pods_here]
+        return f"it would let go what is in use: {', '.join(used)}" if used else ""
     if machine is None or machine.is_off:
         return _used_there(moment)
     return "the VM is on" if moment.ground != Ground.IDLE else _alive_and_idle(moment)

@@ -674,6 +674,28 @@ def repair_is_allowed(scene: Scene) -> Answer:
     )
 
 
+@rule("no disk that the repaired VM would let go is in use on its node", "I1")
+def repair_takes_nothing_in_use(scene: Scene) -> Answer:
+    """A VM in failed state is all that keeps a detach from being carried out that was asked for too early."""
+    used = [case.name for case in let_go(scene) if case.is_in_use or case.pods_here]
+    return not used, f"in use: {', '.join(used) or 'none'}"
+
+
+def let_go(scene: Scene) -> Iterator[Case]:
+    """The disks of the action, and those that the VM's own list says are to be detached."""
+    yield from scene.cases
+    machine = scene.machine.value
+    for entry in machine.data_disks if machine else ():
+        if entry.to_be_detached:
+            yield Case(
+                disk_id=entry.disk,
+                vm=scene.vm,
+                node_name=scene.text("node"),
+                attachment=None,
+                observation=scene.observation,
+            )
+
+
 @rule("the VM was not reapplied before in this release", "I14")
 def repair_is_the_first(scene: Scene) -> Answer:
     before = scene.release.last(ActionKind.REAPPLY_VM) if scene.release else None
@@ -814,6 +836,7 @@ REQUIRED: dict[tuple[ActionKind, str], tuple[str, ...]] = {
         "NobodyWritesTheVm",
         "RepairIsAllowed",
         "RepairIsTheFirst",
+        "RepairTakesNothingInUse",
         "ClusterIsNotFrozen",
     ),
     (ActionKind.BREAK_LEASE, ""): (
