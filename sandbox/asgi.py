@@ -177,10 +177,16 @@ class QuickServer(uvicorn.Server):
 
 
 class Server:
-    """`with Server(app) as server: server.url`; stops with the block. One thread, one free port."""
+    """`with Server(app) as server: server.url`; stops with the block. One thread, one free port.
 
-    def __init__(self, app: ASGIApp) -> None:
+    With files of a certificate and its key, it speaks TLS.
+    """
+
+    def __init__(self, app: ASGIApp, certificate: tuple[str, str] | None = None) -> None:
         config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="off", ws="none")
+        if certificate is not None:
+            config.ssl_certfile, config.ssl_keyfile = certificate
+        self._scheme = "https" if certificate is not None else "http"
         # A client may hold an idle connection for ever; stopping does not wait for it.
         config.timeout_graceful_shutdown = 1
         self._server = QuickServer(config)
@@ -191,7 +197,7 @@ class Server:
         # With the protocol left at 0 asyncio does not switch Nagle off: each answer would then take 40 ms.
         listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        self.url = f"{self._scheme}://127.0.0.1:{listening.getsockname()[1]}"
         self._thread = threading.Thread(
             target=self._serve, args=(listening,), name=f"asgi {self.url}", daemon=True
         )

@@ -9,12 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
-
-from sandbox.asgi import Fault, Recorder, Server, on
 from sandbox.kube import LocalKubernetes, kinds
 from sandbox.kube.store import Document
 from shared.clients.kube import KubeClient, kube_client
@@ -43,42 +37,6 @@ def until(condition: Callable[[], Any], what: str = "", seconds: float = DEADLIN
         assert time.monotonic() < deadline, f"waited in vain for {what or condition}"
         time.sleep(0.005)
     return found
-
-
-class Topic:
-    """An Event Grid topic over http that takes CloudEvents with a key and keeps them."""
-
-    KEY = "forwarder-test-key"
-
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-        self.keys: set[str] = set()
-        self.recorder = Recorder(Starlette(routes=[Route("/api/events", self._take, methods=["POST"])]))
-        self._server = Server(self.recorder)
-
-    def __enter__(self) -> Self:
-        self._server.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.stop()
-
-    @property
-    def environ(self) -> dict[str, str]:
-        return {"KUBEKEEPER_EVENTS_ENDPOINT": self._server.url, "KUBEKEEPER_EVENTS_KEY": self.KEY}
-
-    def fail(self, status: int, times: int, **headers: str) -> None:
-        self.recorder.faults.append(
-            Fault(on("POST", "/api/events"), status=status, times=times, headers=headers, body={})
-        )
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [event for event in list(self.events) if event["type"] == f"Kubekeeper.Cluster.{kind}"]
-
-    async def _take(self, request: Request) -> Response:
-        self.keys.add(request.headers.get("aeg-sas-key", ""))
-        self.events += await request.json()
-        return Response(status_code=200)
 
 
 class Gate:

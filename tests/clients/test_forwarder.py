@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.error import HTTPError
 
 import pytest
@@ -18,7 +23,6 @@ from forwarder_world import (
     Gate,
     Kept,
     Running,
-    Topic,
     attach_event,
     attachment,
     client_of,
@@ -33,11 +37,14 @@ from forwarder_world import (
 )
 
 from sandbox.asgi import Fault, on
+from sandbox.eventgrid import LocalTopic, WorkloadIdentity
 from sandbox.kube import LocalKubernetes
 from sandbox.kube.kinds import ATTACHMENTS, EVENTS, NODES, PODS
+from sandbox.tools import CHECKOUT
 from shared.clients.queue import queue_service
 from shared.errors import UnavailableError
 from shared.forwarder.clock import Clock
+from shared.forwarder.deliver import PREFIX
 from shared.forwarder.gather import Pace
 
 
@@ -48,13 +55,13 @@ def kubernetes() -> Iterator[LocalKubernetes]:
 
 
 @pytest.fixture
-def topic() -> Iterator[Topic]:
-    with Topic() as running:
+def topic() -> Iterator[LocalTopic]:
+    with LocalTopic() as running:
         yield running
 
 
 def test_every_event_of_the_contract_is_sent_for_what_happens(
-    kubernetes: LocalKubernetes, topic: Topic
+    kubernetes: LocalKubernetes, topic: LocalTopic
 ) -> None:
     kubernetes.put(NODES, node("a"))
     kubernetes.put(INGRESSES, ingress("shop", "web", secret="cert"))
@@ -63,7 +70,7 @@ def test_every_event_of_the_contract_is_sent_for_what_happens(
     kubernetes.put(PODS, etcd)
     with Running(kubernetes, topic.environ) as running:
         running.ready()
-        until(lambda: topic.of("IngressChanged"))  # at the start everything is new
+        until(lambda: topic.of(PREFIX + "IngressChanged"))  # at the start everything is new
         kubernetes.put(PODS, pod("web-1", unschedulable=True))
         rewrite(kubernetes, NODES, node("a", "Unknown"))
         kubernetes.put(EVENTS, attach_event("db-0.1"))
@@ -78,7 +85,7 @@ def test_every_event_of_the_contract_is_sent_for_what_happens(
             "EtcdUnhealthy": ("MemberNotReady", "kube-system/etcd-a"),
         }
         for kind, (reason, subject) in expected.items():
-            (event,) = until(lambda kind=kind: topic.of(kind), kind)
+            (event,) = until(lambda kind=kind: topic.of(PREFIX + kind), kind)
             assert event["specversion"] == "1.0"
             assert event["source"] == "/kubekeeper/clusters/prod"
             assert event["subject"] == subject
@@ -89,7 +96,6 @@ def test_every_event_of_the_contract_is_sent_for_what_happens(
                 "objects": [subject],
                 "count": 1,
             }
-    assert topic.keys == {topic.KEY}
     assert len({event["id"] for event in topic.events}) == len(topic.events)
 
 
@@ -217,7 +223,9 @@ def test_a_list_that_expires_between_its_pages_is_begun_again(kubernetes: LocalK
         assert running.value("lists_total", source="nodes", cause="Expired") >= 1
 
 
-def test_a_topic_that_is_away_or_throttles_loses_nothing(kubernetes: LocalKubernetes, topic: Topic) -> None:
+def test_a_topic_that_is_away_or_throttles_loses_nothing(
+    kubernetes: LocalKubernetes, topic: LocalTopic
+) -> None:
     topic.fail(503, times=4)
     clock = Clock(speed=20)
     with Running(kubernetes, topic.environ, clock=clock, pace=Pace(quiet=1, longest=5, gap=10)) as running:
@@ -225,10 +233,10 @@ def test_a_topic_that_is_away_or_throttles_loses_nothing(kubernetes: LocalKubern
         kubernetes.put(PODS, pod("p", unschedulable=True))
         until(lambda: running.value("send_failures_total") >= 1)
         kubernetes.put(PODS, pod("q", unschedulable=True))
-        (event,) = until(lambda: topic.of("PodUnschedulable"))
+        (event,) = until(lambda: topic.of(PREFIX + "PodUnschedulable"))
         events = [event]
         if event["data"]["count"] == 1:
-            events = until(lambda: topic.of("PodUnschedulable")[1:]) + events
+            events = until(lambda: topic.of(PREFIX + "PodUnschedulable")[1:]) + events
         assert {name for e in events for name in e["data"]["objects"]} == {"default/p", "default/q"}
         assert running.forwarder.mind.waiting(clock.now())[0] == 0
 
@@ -337,6 +345,64 @@ def test_etcd_is_unhealthy_when_the_api_server_says_so_twice(kubernetes: LocalKu
     with Running(kubernetes, kept, clock=Clock(speed=60), etcd_interval=10.0):
         (message,) = until(lambda: kept.of("EtcdUnhealthy"))
         assert message.whys == ("NotReady",)
+
+
+def start_process(environ: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    kept = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "shared.forwarder"], env=kept | environ, stderr=file, cwd=CHECKOUT
+        )
+
+
+def process_environ(kubernetes: LocalKubernetes, folder: Path, **more: str) -> dict[str, str]:
+    token = folder / "service-account-token"
+    token.write_text(kubernetes.api.tokens.issue("admin", ("system:masters",)))
+    return {
+        "KUBEKEEPER_CLUSTER": "prod",
+        "KUBEKEEPER_KUBERNETES_SERVER": kubernetes.server,
+        "KUBEKEEPER_KUBERNETES_CA": str(kubernetes.directory / "ca.pem"),
+        "KUBEKEEPER_KUBERNETES_TOKEN": str(token),
+        "KUBEKEEPER_PORT": "0",
+    } | more
+
+
+def test_the_process_publishes_with_workload_identity_and_ends_when_asked(
+    kubernetes: LocalKubernetes, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    kubernetes.put(PODS, pod("p", unschedulable=True))
+    identity = WorkloadIdentity(tmp_path)
+    with LocalTopic(identity) as topic:
+        process = start_process(process_environ(kubernetes, tmp_path, **topic.environ), log)
+        try:
+            (event,) = until(lambda: topic.of(PREFIX + "PodUnschedulable"), log.read_text())
+            assert event["data"]["cluster"] == "prod"
+            assert identity.exchanges == 1
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0, log.read_text()
+    written = log.read_text()
+    assert "Stopped" in written
+    assert (tmp_path / "token").read_text() not in written
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"KUBEKEEPER_CLUSTER": "Not a name"}, "KUBEKEEPER_CLUSTER"),
+        ({"KUBEKEEPER_KUBERNETES_SERVER": ""}, "not in a cluster"),
+        ({"KUBEKEEPER_LOG_LEVEL": "LOUD"}, "LOUD"),
+        ({}, "nowhere to send to"),
+    ],
+)
+def test_wrong_settings_end_the_process_with_one_line(
+    kubernetes: LocalKubernetes, tmp_path: Path, wrong: dict[str, str], said: str
+) -> None:
+    process = start_process(process_environ(kubernetes, tmp_path, **wrong), tmp_path / "log")
+    assert process.wait(30) == 2
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert line.startswith("forwarder: ") and said in line
 
 
 def test_what_waits_is_sent_before_the_end(kubernetes: LocalKubernetes) -> None:
