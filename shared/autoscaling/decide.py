@@ -15,12 +15,13 @@ import msgspec
 
 from shared.autoscaling.board import Group
 from shared.autoscaling.choose import total_cost, ways
+from shared.autoscaling.consolidate import Replacement, action_of, find, note_of
 from shared.autoscaling.explain import explain
 from shared.autoscaling.facts import read_facts
 from shared.autoscaling.observation import AUTOMATION, Observation
 from shared.autoscaling.pack import Offer, rank
 from shared.autoscaling.policy import AutoscalingPolicy
-from shared.autoscaling.scale_down import Removal, Review, review
+from shared.autoscaling.scale_down import Removal, Review, replaced_nodes, review, waits
 from shared.autoscaling.scene import Scene, bound, set_scene
 from shared.model.plan import Action, ActionKind, LeftAlone, Plan, utc
 
@@ -53,9 +54,13 @@ def consider(observation: Observation, policy: AutoscalingPolicy, now: datetime)
     pack(scene)
     growth = list(_growth(scene))
     found = Review(unneeded_since=_known(scene)) if growth else _review(scene)
-    actions = (*growth, *_lost(scene), *_removals(found))
     left = (*_notes(scene), *explain(scene), *found.left)
     memory = _memory(scene, found)
+    better = _better(scene, found) if not growth else None
+    if better:
+        growth += filter(None, [action_of(scene, better)])
+        memory["replacing"] = note_of(scene, better)
+    actions = (*growth, *_lost(scene), *_removals(found))
     return Decision(plan=_plan(observation, now, actions, left), memory=memory)
 
 
@@ -228,6 +233,15 @@ def _review(scene: Scene) -> Review:
     return review(scene) if scene.kubernetes.is_complete else Review(unneeded_since=_known(scene))
 
 
+def _better(scene: Scene, found: Review) -> Replacement | None:
+    """A replacement that saves enough, when nothing else is going on in the cluster."""
+    policy, state = scene.policy.scale_down, scene.state
+    is_busy = found.removals or any(scene.upcoming.values()) or state.get("draining") or state.get("growths")
+    if not policy.enabled or not policy.consolidation.enabled or is_busy or not scene.kubernetes.is_complete:
+        return None
+    return None if replaced_nodes(scene) or waits(scene) else find(scene)
+
+
 def _known(scene: Scene) -> dict[str, str]:
     """Since when nodes have not been needed, of those that are still there; while pods wait for new nodes
     nobody looks at it anew.
@@ -274,7 +288,7 @@ def _notes(scene: Scene) -> Iterator[LeftAlone]:
 def _kept(observation: Observation) -> Document:
     """While nothing may be concluded, what was known stays."""
     state = observation.state
-    return {key: state[key] for key in ("unneededSince", "shortSince", "wishes") if key in state}
+    return {key: state[key] for key in ("unneededSince", "shortSince", "wishes", "replacing") if key in state}
 
 
 def _memory(scene: Scene, found: Review) -> Document:
@@ -283,4 +297,9 @@ def _memory(scene: Scene, found: Review) -> Document:
     for pool in scene.facts.pools:
         if pool.machines_known and pool.capacity > max(len(pool.machines), len(scene.by_pool[pool.id])):
             short[pool.id] = known.get(pool.id) or f"{scene.now:%Y-%m-%dT%H:%M:%SZ}"
-    return {"unneededSince": found.unneeded_since, "shortSince": short, "wishes": scene.wishes}
+    return {
+        "unneededSince": found.unneeded_since,
+        "shortSince": short,
+        "wishes": scene.wishes,
+        "replacing": {name: at for name, at in replaced_nodes(scene).items() if name in scene.row_of},
+    }

@@ -116,6 +116,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
         unneededSince     {node: time}         from Decision.memory
         shortSince        {pool id: time}      from Decision.memory: capacity without machines
         wishes            {metric rule: [[time, nodes], ...]}   from Decision.memory
+        replacing         {node: time}         from Decision.memory: consolidation, until when it stands
         pools             {pool id: {"backoff": {"until", "reason", "failures", "zone", "message"}}}
                           reason: StockOut | Quota | Throttled | Failed
         additions         [{"pool", "count", "at"}]    capacity asked for, the last hour

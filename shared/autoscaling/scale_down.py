@@ -28,11 +28,13 @@ DISABLED = "cluster-autoscaler.kubernetes.io/scale-down-disabled"
 GPU = "nvidia.com/gpu"
 SYSTEM = "kube-system"
 JUST_JOINED = timedelta(minutes=1)
+GOING = ("Empty", "Unneeded", "NotReady", "AboveSize", "Replaced")
+"""Reasons of nodes that may go."""
 
 
 @dataclass(frozen=True)
 class Removal:
-    """One node that may go. `reason`: Empty, Unneeded, NotReady or AboveSize."""
+    """One node that may go; `reason` is one of GOING."""
 
     pool: Pool
     node: Node
@@ -53,12 +55,12 @@ def review(scene: Scene) -> Review:
     """Looks at every node of every pool."""
     found = Review()
     policy = scene.policy.scale_down
-    wait = _waits(scene)
-    budgets = _Budgets(scene)
+    wait = waits(scene)
+    budgets = Budgets(scene)
     counts = Counter({pool.id: _room_above_floor(scene, pool) for pool in scene.facts.pools})
     for pool, node in _candidates(scene):
         reason, message = _verdict(scene, pool, node, budgets)
-        if reason not in ("Empty", "Unneeded", "NotReady", "AboveSize"):
+        if reason not in GOING:
             _leave(found, node, reason, message)
             continue
         since = _since(scene, node)
@@ -68,7 +70,7 @@ def review(scene: Scene) -> Review:
             _leave(found, node, "ScaleDownIsOff", "scaleDown.enabled is false")
         elif counts[pool.id] <= 0:
             _leave(found, node, "AtMinimum", f"pool {pool.name} would have fewer nodes than it must")
-        elif wait:
+        elif wait and reason != "Replaced":
             _leave(found, node, *wait)
         elif scene.now - since < needed:
             left = format_duration(needed - (scene.now - since))
@@ -95,7 +97,19 @@ def _candidates(scene: Scene) -> Iterator[tuple[Pool, Node]]:
         for node in scene.by_pool[pool.id]
         if node.name not in draining and not node.is_going
     ]
-    yield from sorted(found, key=lambda one: (utilization(scene, one[1]), one[1].name))
+    replaced = replaced_nodes(scene)
+
+    def order(one: tuple[Pool, Node]) -> tuple[object, ...]:
+        # What is to be replaced first: the node that was made for it must not be taken for empty.
+        return one[1].name not in replaced, utilization(scene, one[1]), one[1].name
+
+    yield from sorted(found, key=order)
+
+
+def replaced_nodes(scene: Scene) -> dict[str, str]:
+    """Nodes that a newer one replaces, with the time until when that stands."""
+    known = scene.state.get("replacing") or {}
+    return {name: until for name, until in known.items() if msgspec.convert(until, datetime) > scene.now}
 
 
 def _room_above_floor(scene: Scene, pool: Pool) -> int:
@@ -104,7 +118,7 @@ def _room_above_floor(scene: Scene, pool: Pool) -> int:
     return scene.size(pool) - leaving - max(pool.min, scene.floors[pool.id].size)
 
 
-def _waits(scene: Scene) -> tuple[str, str] | None:
+def waits(scene: Scene) -> tuple[str, str] | None:
     """(reason, message) of what holds back every removal now."""
     policy, state = scene.policy.scale_down, scene.state
     pause = parse_duration(policy.delay_after_add)
@@ -124,7 +138,7 @@ def _since(scene: Scene, node: Node) -> datetime:
 
 def _unneeded_time(scene: Scene, pool: Pool, node: Node, reason: str) -> timedelta:
     policy = scene.policy.scale_down
-    if reason == "AboveSize":
+    if reason in ("AboveSize", "Replaced"):
         return timedelta(0)
     if reason == "NotReady":
         gone = scene.now - node.ready_since if node.ready_since else timedelta(0)
@@ -156,38 +170,45 @@ def _limit(scene: Scene, found: Review, reason: str) -> str:
 # One node
 
 
-def _verdict(scene: Scene, pool: Pool, node: Node, budgets: _Budgets) -> tuple[str, str]:
+def _verdict(scene: Scene, pool: Pool, node: Node, budgets: Budgets) -> tuple[str, str]:
     """(reason, message): why it may go, or why it stays."""
-    if kept := _is_kept(scene, pool, node):
+    if kept := is_kept(scene, pool, node):
         return kept
     if not node.is_ready:
         return _unready(scene, node)
     manual = manual_size(pool, scene.state, scene.now)
     is_above = manual is not None and scene.size(pool) > manual
+    is_replaced = node.name in replaced_nodes(scene)
     used, threshold = utilization(scene, node), _threshold(scene, pool)
-    if not is_above and used >= threshold:
+    if not is_above and not is_replaced and used >= threshold:
         return "NotUnderutilized", f"{used:.0%} of it is requested, at or above {threshold:.0%}"
-    return _home_for_all(scene, node, budgets, f"{used:.0%} of it is requested", is_above=is_above)
+    return _home_for_all(
+        scene,
+        node,
+        budgets,
+        f"{used:.0%} of it is requested",
+        why="AboveSize" if is_above else "Replaced" if is_replaced else "",
+    )
 
 
-def _home_for_all(
-    scene: Scene, node: Node, budgets: _Budgets, used: str, *, is_above: bool
-) -> tuple[str, str]:
-    moving, problem = _moving(scene, node)
+def _home_for_all(scene: Scene, node: Node, budgets: Budgets, used: str, *, why: str) -> tuple[str, str]:
+    moving, problem = moving_of(scene, node)
     problem = problem or _awaited(scene, node) or budgets.blocked(moving)
     if problem:
         return problem
     if not _has_homes(scene, scene.row_of[node.name], moving):
         return "NoOtherHome", "its pods fit nowhere else"
     budgets.spend(moving)
-    if is_above:
-        return "AboveSize", "the pool has more nodes than an operation set"
+    if why == "AboveSize":
+        return why, "the pool has more nodes than an operation set"
+    if why == "Replaced":
+        return why, "there is a cheaper place for all its pods"
     if not moving:
         return "Empty", "nothing but DaemonSets runs on it"
     return "Unneeded", f"{used} and all its pods fit elsewhere"
 
 
-def _is_kept(scene: Scene, pool: Pool, node: Node) -> tuple[str, str] | None:
+def is_kept(scene: Scene, pool: Pool, node: Node) -> tuple[str, str] | None:
     """Why somebody wants it to stay whatever runs on it."""
     if node.annotations.get(DISABLED) == "true":
         return "ScaleDownDisabled", f"annotation {DISABLED} is true"
@@ -233,7 +254,7 @@ def utilization(scene: Scene, node: Node) -> float:
     return max((used[n] / node.allocatable[n] for n in names if node.allocatable.get(n)), default=0.0)
 
 
-def _moving(scene: Scene, node: Node) -> tuple[list[tuple[Group, int]], tuple[str, str] | None]:
+def moving_of(scene: Scene, node: Node) -> tuple[list[tuple[Group, int]], tuple[str, str] | None]:
     """Pods that need another home, and why one of them may not be moved."""
     load = scene.kubernetes.loads.get(node.name)
     moving: list[tuple[Group, int]] = []
@@ -287,7 +308,7 @@ def _covers(budget: Budget, shape: PodShape) -> bool:
     )
 
 
-class _Budgets:
+class Budgets:
     """Evictions that disruption budgets allow now; spent candidate by candidate."""
 
     def __init__(self, scene: Scene) -> None:
