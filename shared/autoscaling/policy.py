@@ -157,8 +157,6 @@ class ConsolidationPolicy(_Part, frozen=True, kw_only=True):
     """Off by default: it moves pods that run well."""
     min_saving: Fraction = 0.2
     """Part of the replaced nodes' cost that must be saved; below it nothing moves."""
-    max_per_run: Positive = 1
-    """Replacements begun in one run."""
 
 
 class ScaleDownPolicy(_Part, frozen=True, kw_only=True):
