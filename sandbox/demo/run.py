@@ -9,11 +9,15 @@ import sys
 from collections.abc import Callable
 from types import ModuleType
 
-from sandbox.demo import etcd_backup
+from sandbox.demo import autoscaling, etcd_backup, ingress_sync
 from sandbox.demo.screen import Screen
 from sandbox.demo.world import NotInTimeError
 
-CHAPTERS: dict[str, ModuleType] = {"etcd-backup": etcd_backup}
+CHAPTERS: dict[str, ModuleType] = {
+    "autoscaling": autoscaling,
+    "ingress-sync": ingress_sync,
+    "etcd-backup": etcd_backup,
+}
 """By automation, in the order they are shown. A chapter has TITLE, STEPS and `show(screen)`."""
 
 
