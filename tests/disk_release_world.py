@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,20 @@ class WorldClients(Clients):
         self.keeper.published += events
 
 
+@dataclass
+class Hand:
+    """The app has done something by which a disk may leave a machine; `disk` is "" for all of them."""
+
+    vm_id: str
+    disk: str
+    since: datetime
+    until: datetime
+
+
+LASTING = timedelta(minutes=10)
+"""How long after a write what it has set going may take."""
+
+
 class Watched:
     """A client whose writes the oracle looks at when they arrive, with eyes that the app has not."""
 
@@ -116,11 +131,21 @@ class Watched:
         return begun
 
     def patch(self, path: str, change: Any, *arguments: Any) -> Any:
+        name = path.rpartition("/")[2]
         if path.startswith("/api/v1/nodes/"):
             taints = (change.get("spec") or {}).get("taints") or ()
             if any(f"{taint['key']}:{taint['effect']}" == OUT_OF_SERVICE for taint in taints):
-                self._keeper.check_taint(path.rpartition("/")[2])
+                self._keeper.check_taint(name)
+            else:
+                self._keeper.end_taint(name)
+        elif "/volumeattachments/" in path:
+            self._keeper.note_attachment(name)
         return self._inner.patch(path, change, *arguments)
+
+    def delete(self, path: str, **options: Any) -> Any:
+        if "/volumeattachments/" in path:
+            self._keeper.note_attachment(path.rpartition("/")[2])
+        return self._inner.delete(path, **options)
 
 
 class Keeper:
@@ -135,14 +160,16 @@ class Keeper:
         self.failures: list[str] = []
         self.poisoned: list[str] = []
         self.deaths = 0
+        self.dead, self.disk = "", ""
+        """The node and the disk that a test is about."""
         self.next_death: Callable[[], int | None] = lambda: None
         """At which request the next process dies; None for not at all."""
         self.violations: list[str] = []
         """What the oracle has seen the app do that it must never do."""
         self.posts: dict[tuple[int, str, str], int] = {}
         """Accepted writes by (epoch of the release, machine, `plain DISK`, `force DISK` or an action)."""
-        self.touched: dict[str, datetime] = {}
-        """Since when the app has written a machine or tainted its node, by vmId."""
+        self.hands: list[Hand] = []
+        """Where the app had a hand in what happens, and for how long."""
         self._next_tick = world.now + timedelta(seconds=TICK)
         path = directory / "kubekeeper.yaml"
         entry = {
@@ -238,7 +265,7 @@ class Keeper:
         found = self._really(machine)
         if found is None:
             return
-        self.touched.setdefault(found.vm_id, self.world.now)
+        self._hand(found.vm_id, disk.lower())
         if found.running and disk.lower() in found.mounts:
             self.violations.append(f"{self.world.seconds:g} s: {disk_name(disk)} taken while mounted")
         if found.running and forced:
@@ -250,15 +277,15 @@ class Keeper:
             found = self._really(self.world.machine(node))
             if found is None:
                 return
-            self.touched.setdefault(found.vm_id, self.world.now)
+            self._hand(found.vm_id, "", timedelta(days=1))
             if found.running:
                 self.violations.append(f"{self.world.seconds:g} s: running node {node} taken out of service")
 
     def note_post(self, machine: str, action: str, body: Any) -> None:
         """Count what Azure has accepted: within one release nothing is asked for twice."""
         found = self._really(machine)
-        if found is not None:
-            self.touched.setdefault(found.vm_id, self.world.now)
+        if found is not None and action == "reapply":
+            self._hand(found.vm_id, "")
         release = self.state.get("releases", {}).get(machine.lower()) or {}
         detached = (body or {}).get("dataDisksToDetach", ())
         whats = [
@@ -275,14 +302,36 @@ class Keeper:
         vm_id = resource.body["properties"]["vmId"] if resource else ""
         return self.world.arm.truth.machines.get(vm_id)
 
+    def end_taint(self, node: str) -> None:
+        """Out of service no longer; what was begun meanwhile goes on for a while."""
+        with contextlib.suppress(LookupError):
+            found = self._really(self.world.machine(node))
+            for hand in self.hands:
+                if found is not None and hand.vm_id == found.vm_id and not hand.disk:
+                    hand.until = min(hand.until, self.world.now + LASTING)
+
+    def note_attachment(self, name: str) -> None:
+        """A VolumeAttachment is deleted, or let go."""
+        for found in self.world.kubernetes.objects(kinds.ATTACHMENTS):
+            if found["metadata"]["name"] == name:
+                with contextlib.suppress(LookupError):
+                    machine = self._really(self.world.machine(found["spec"]["nodeName"]))
+                    if machine is not None:
+                        self._hand(machine.vm_id, "")
+
+    def _hand(self, vm_id: str, disk: str, lasting: timedelta = LASTING) -> None:
+        self.hands.append(Hand(vm_id, disk, self.world.now, self.world.now + lasting))
+
     def own_corruptions(self) -> list[Corruption]:
-        """Damage on machines after the app has touched them; the rest is Kubernetes' and the driver's own."""
-        return [
-            found
-            for found in self.world.corruptions
-            if datetime.fromisoformat(found.at)
-            >= self.touched.get(found.vm_id, datetime.max.replace(tzinfo=UTC))
-        ]
+        """Damage in which the app had a hand; the rest is others' own."""
+        return [found for found in self.world.corruptions if self._had_a_hand(found)]
+
+    def _had_a_hand(self, found: Corruption) -> bool:
+        at = datetime.fromisoformat(found.at)
+        return any(
+            hand.vm_id == found.vm_id and hand.disk in ("", found.disk) and hand.since <= at <= hand.until
+            for hand in self.hands
+        )
 
     # What can be seen
 

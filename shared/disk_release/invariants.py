@@ -528,8 +528,8 @@ def _too_many(moment: Moment) -> Iterator[str]:
     for label in ("pool", "zone"):
         mine = str(moment.action.parameters[label])
         nodes = sum(getattr(node, label) == mine for node in moment.truth.nodes.values())
-        fenced_there = sum(getattr(f, label) == mine for f in fences)
-        if fenced_there and (fenced_there + 1) * 100 > moment.policy.max_fenced_percent * nodes:
+        others = {f.vm for f in fences if getattr(f, label) == mine} - {key(moment.scene.vm)}
+        if others and (len(others) + 1) * 100 > moment.policy.max_fenced_percent * nodes:
             yield f"{moment.title}: too many of {label} '{mine}'"
 
 

@@ -317,7 +317,8 @@ def fences_are_within_limits(scene: Scene) -> Answer:
         return False, f"{len(fences)} fences since {window:%H:%M:%S}"
     for label, value in (("pool", scene.text("pool")), ("zone", scene.text("zone"))):
         nodes = [n for n in scene.observation.nodes.values() if getattr(n, label) == value]
-        fenced = [f for f in fences if getattr(f, label) == value]
+        # The same VM again is no further one.
+        fenced = {f.vm for f in fences if getattr(f, label) == value} - {key(scene.vm)}
         if fenced and (len(fenced) + 1) * 100 > policy.max_fenced_percent * len(nodes):
             return False, f"{len(fenced)} of {len(nodes)} nodes of {label} '{value}' were fenced"
     return True, f"{len(fences)} fences in the window"
