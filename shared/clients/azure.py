@@ -125,7 +125,7 @@ def _code_and_message(error: HttpResponseError) -> tuple[str | None, str]:
     while isinstance(inner, dict) and inner:
         code, inner = inner.get("code", code), inner.get("innererror")
     sentence = " ".join((error.error.message or "").split()).rstrip(".;")
-    return code, sentence if len(sentence) <= 300 else sentence[:300] + "..."
+    return code, sentence if len(sentence) <= 600 else sentence[:600] + "..."
 
 
 def _header(error: HttpResponseError, name: str) -> str | None:
