@@ -20,7 +20,7 @@ from shared.ingress_sync.backends import Backends
 from shared.ingress_sync.compile.cells import CellKey, Cells, ConflictError
 from shared.ingress_sync.compile.document import Merged, merge
 from shared.ingress_sync.compile.foreign import Foreign
-from shared.ingress_sync.compile.limits import ACTIVE, active_listeners, head_room, limits_of, too_much
+from shared.ingress_sync.compile.limits import ACTIVE, Room, active_listeners, head_room, limits_of, too_much
 from shared.ingress_sync.compile.listeners import Bundle, NoRoomError, bundle, placeholder, prioritise
 from shared.ingress_sync.compile.names import Names, prefix_of
 from shared.ingress_sync.compile.parts import MAX_TARGETS, Assembler, Parts
@@ -199,7 +199,8 @@ class _Compilation:
         theirs[ACTIVE] = len(active_listeners(self.foreign.parts["requestRoutingRules"]))
         known = self.last_good.keys()
         order = sorted(self.wanted.keys() | self.quarantined.keys(), key=lambda o: (o not in known, o))
-        return too_much(made.found, made.owners, theirs, limits_of(self.live), order)
+        room = Room(limits=limits_of(self.live), theirs=theirs)
+        return too_much(made.found, made.owners, made.rule_owners, order, room)
 
     # The result
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import msgspec
+
 from shared.ingress_sync.compiled import HeadRoom
 from shared.model.gateway import Document, Part, inside, part_key, parts, reference
 
@@ -83,17 +85,25 @@ def head_room(document: Document, own: Iterable[str]) -> tuple[HeadRoom, ...]:
     return tuple(found)
 
 
+class Room(msgspec.Struct, frozen=True, kw_only=True):
+    """The limits, and how much of each others use."""
+
+    limits: dict[str, int]
+    theirs: dict[str, int]
+
+
 def too_much(
     found: Mapping[str, Mapping[str, Part]],
     owners: Mapping[str, set[str]],
-    theirs: Mapping[str, int],
-    limits: Mapping[str, int],
+    rule_owners: Mapping[str, tuple[str, ...]],
     order: list[str],
+    room: Room,
 ) -> dict[str, str]:
     """The objects that do not fit, with the limit each meets; those that come first in `order` stay.
 
-    `found` are our parts, `theirs` how many of each collection others have.
+    `found` are our parts; `owners` (by key) and `rule_owners` (of path rules, by name) whom they are for.
     """
+    theirs, limits = room.theirs, room.limits
     over = {name for name, limit in limits.items() if theirs.get(name, 0) + _count(found, name) > limit}
     over |= {
         f"{PATH_RULES}/{name}"
@@ -102,7 +112,7 @@ def too_much(
     }
     if not over:
         return {}
-    needs = _needs(found, owners)
+    needs = _needs(found, owners, rule_owners)
     used: dict[str, set[str]] = {}
     left_out: dict[str, str] = {}
     for owner in order:
@@ -138,7 +148,9 @@ def _count(found: Mapping[str, Mapping[str, Part]], name: str) -> int:
 
 
 def _needs(
-    found: Mapping[str, Mapping[str, Part]], owners: Mapping[str, set[str]]
+    found: Mapping[str, Mapping[str, Part]],
+    owners: Mapping[str, set[str]],
+    rule_owners: Mapping[str, tuple[str, ...]],
 ) -> dict[str, list[tuple[str, str]]]:
     """Owner to (limit, what it needs of it)."""
     needs: dict[str, list[tuple[str, str]]] = {}
@@ -151,6 +163,6 @@ def _needs(
                     needs.setdefault(owner, []).append((ACTIVE, part_name))
             if name == "urlPathMaps":
                 for rule in part["properties"]["pathRules"]:
-                    for owner in owners.get(part_key(PATH_RULES, rule["name"]), ()):
+                    for owner in rule_owners.get(rule["name"], ()):
                         needs.setdefault(owner, []).append((f"{PATH_RULES}/{part_name}", rule["name"]))
     return needs

@@ -22,9 +22,9 @@ LOWEST = 20_000
 
 CLASS_BASE = {"exact": 1_000, "wildcard": 12_000, "any": 18_000}
 """Where priorities of each class of hosts begin; a rule's name spreads it above its base."""
-EXACT_SPREAD, WILDCARD_SPREAD, ANY_SPREAD = 10_000, 300, 1_500
-DEEPEST = 19
-"""Labels after which wildcards are not told apart any more."""
+EXACT_SPREAD, WILDCARD_SPREAD, ANY_SPREAD = 10_000, 150, 1_500
+DEEPEST = 39
+"""The depth from which on wildcards are not told apart any more."""
 
 
 class Bundle(msgspec.Struct, kw_only=True):
@@ -54,6 +54,8 @@ class _Signature(msgspec.Struct, frozen=True, gc=False):
     rules: tuple[tuple[tuple[str, ...], int], ...]
     default: int | None
     bounds: tuple[int, int]
+    odd: str
+    """A host whose wildcard may overlap with any other stands alone."""
 
 
 class _Claims(msgspec.Struct):
@@ -65,10 +67,20 @@ class _Claims(msgspec.Struct):
 
 
 def depth(host: str) -> int:
-    """How specific a host is: -1 any, the number of labels of a wildcard, 1000 for an exact one."""
+    """How specific a host is: -1 any, 1000 exact; of wildcards, more with more labels, and a little less for
+    those that only AGIC knows (`?`, or `*` elsewhere than first).
+    """
     if not host:
         return -1
-    return host.count(".") + 1 if "*" in host or "?" in host else 1000
+    if "*" not in host and "?" not in host:
+        return 1000
+    return 2 * (host.count(".") + 1) + (not is_odd(host))
+
+
+def is_odd(host: str) -> bool:
+    """Whether a host has a wildcard that Kubernetes does not know."""
+    rest = host.removeprefix("*.")
+    return "*" in rest or "?" in rest
 
 
 def bundle(
@@ -111,6 +123,7 @@ def _signature(key: CellKey, cell: Cell, table: Table, bounds: tuple[int, int]) 
         tuple((rule.patterns, rule.target) for rule in table.rules),
         table.default.target if table.default else None,
         bounds,
+        key.host if is_odd(key.host) else "",
     )
 
 
@@ -210,7 +223,9 @@ def prioritise(bundles: list[Bundle], foreign: Foreign) -> list[Finding]:
     for one in bundles:
         if one.priority:
             placed.setdefault((one.frontend, one.port), []).append(one)
-    for one in sorted(bundles, key=lambda one: (-depth(one.hosts[0] if one.hosts else ""), one.name)):
+    for one in sorted(
+        bundles, key=lambda one: (-depth(one.hosts[0] if one.hosts else ""), one.hosts, one.name)
+    ):
         if not one.priority:
             beside = placed.setdefault((one.frontend, one.port), [])
             one.priority = _free(one, foreign, beside, used)
@@ -278,7 +293,7 @@ def _side(ours: tuple[str, ...], theirs: tuple[str, ...]) -> int:
     for their in theirs or ("",):
         for our in ours or ("",):
             if overlaps(our, their):
-                return 1 if depth(their) > depth(our) else -1
+                return 1 if depth(their) >= depth(our) else -1
     return 0
 
 

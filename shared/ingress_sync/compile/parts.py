@@ -6,6 +6,7 @@ certificates of what is in them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -30,6 +31,8 @@ class Parts:
         self.gateway_id, self.names, self.foreign, self.backends = gateway_id, names, foreign, backends
         self.found: dict[str, dict[str, Part]] = {}
         self.owners: dict[str, set[str]] = {}
+        self.rule_owners: dict[str, tuple[str, ...]] = {}
+        """The same for path rules, whose names are unique in the whole document."""
         self.uploads: dict[str, Upload] = {}
         self.crowded: dict[str, int] = {}
         """Pools with more targets than there may be, and how many they have."""
@@ -55,7 +58,7 @@ class Parts:
         """The reference to a part that was added already."""
         return self._ids.get((collection, name))
 
-    def blame(self, reference: dict[str, str], owners: tuple[str, ...]) -> None:
+    def blame(self, reference: dict[str, str], owners: Iterable[str]) -> None:
         """A part is there for these objects."""
         key = self._keys.get(reference["id"])
         if key is not None:
@@ -148,7 +151,10 @@ class Assembler:
     def _default(self, one: Bundle) -> dict[str, Any]:
         if one.table.default is None:
             return self._nothing()
-        return self._target(one.table.default.target, one, (one.table.default.owner,))
+        found = self._target(one.table.default.target, one)
+        for reference in found.values():
+            self.parts.blame(reference, (one.table.default.owner,))
+        return found
 
     def _nothing(self) -> dict[str, Any]:
         """Where requests go that match no rule: the platform answers 502."""
@@ -171,6 +177,7 @@ class Assembler:
             f"default{field[0].upper()}{field[1:]}": value for field, value in default.items()
         }
         properties["pathRules"] = [self._path_rule(one, where, line) for line in one.table.rules]
+        self._blame_targets(one)
         reference = self.parts.put("urlPathMaps", name, properties)
         self.parts.blame(reference, one.owners)
         return reference
@@ -178,14 +185,22 @@ class Assembler:
     def _path_rule(self, one: Bundle, where: str, line: RuleLine) -> Part:
         name = f"{self.names.prefix}pr_{digest(where + line.patterns[0], 12)}"
         properties: dict[str, Any] = {"paths": list(line.patterns)}
-        properties |= self._target(line.target, one, line.owners)
+        properties |= self._target(line.target, one)
         policy = self.targets[line.target].waf_policy
         if policy:
             properties["firewallPolicy"] = {"id": policy}
-        self.parts.owners[f"pathRules/{name}"] = set(line.owners)
+        self.parts.rule_owners[name] = line.owners
         return {"name": name, "id": f"{where}/pathRules/{name}", "properties": properties}
 
-    def _target(self, number: int, one: Bundle, owners: tuple[str, ...]) -> dict[str, Any]:
+    def _blame_targets(self, one: Bundle) -> None:
+        owners: dict[int, set[str]] = {}
+        for line in one.table.rules:
+            owners.setdefault(line.target, set()).update(line.owners)
+        for number, found in owners.items():
+            for reference in self._target(number, one).values():
+                self.parts.blame(reference, found)
+
+    def _target(self, number: int, one: Bundle) -> dict[str, Any]:
         target = self.targets[number]
         if target.backend is None:
             found = {"redirectConfiguration": self._redirect(target, one)}
@@ -194,8 +209,6 @@ class Assembler:
             if known is None:
                 known = self._known[number] = self._backend(target, target.backend)
             found = known
-        for reference in found.values():
-            self.parts.blame(reference, owners)
         return found
 
     def _redirect(self, target: Target, one: Bundle) -> dict[str, str]:

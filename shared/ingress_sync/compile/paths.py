@@ -84,16 +84,6 @@ def rank(entry: Entry) -> int:
     return _RANK[entry.match] + (entry.match is Match.PREFIX and entry.path.endswith("*"))
 
 
-def matches_everything(entry: Entry) -> bool:
-    """Whether an entry is the default of its host."""
-    return entry.path.rstrip("*").strip("/") == "" and (entry.match is not Match.EXACT)
-
-
-def is_exact_root(entry: Entry) -> bool:
-    """Exact `/`, which Application Gateway cannot have as a path rule."""
-    return entry.match is Match.EXACT and entry.path.rstrip("*").strip("/") == ""
-
-
 def patterns_of(entry: Entry, *, within_segment: bool) -> tuple[tuple[str, bool], ...]:
     """(literal, whether `*` follows) of a path that does not match everything."""
     path = entry.path
@@ -131,10 +121,11 @@ class _Builder:
     def add(self, entry: Entry) -> None:
         if entry.is_default:
             self.fallback = self._first(self.fallback, entry, "the default backend")
-        elif is_exact_root(entry):
-            self.root = self._first(self.root, entry, "/")
-        elif matches_everything(entry):
-            self.default = self._better(self.default, entry)
+        elif len(entry.path) < 3 and not entry.path.rstrip("*").strip("/"):
+            if entry.match is Match.EXACT:
+                self.root = self._first(self.root, entry, "/")
+            else:
+                self.default = self._better(self.default, entry)
         else:
             for literal, star in patterns_of(entry, within_segment=self.within_segment):
                 self._place(self.starred if star else self.plain, literal, entry)
@@ -188,26 +179,31 @@ class _Builder:
 
     def _ordered(self) -> Iterable[RuleLine]:
         """Longest first; patterns without `*` join a rule of their target that comes early enough."""
-        starred = sorted(self.starred.values(), key=lambda one: (-len(one[0]), one[1].target, one[0]))
+        starred = sorted((-len(one[0]), one[1].target, one[0], one[1]) for one in self.starred.values())
         longest: dict[int, int] = {}
-        for literal, entry in starred:
-            longest.setdefault(entry.target, len(literal))
+        for negative, target, _, _ in starred:
+            longest.setdefault(target, -negative)
         joining: dict[int, list[tuple[str, Entry]]] = {}
         ahead: dict[int, list[tuple[str, Entry]]] = {}
-        for literal, entry in sorted(self.plain.values(), key=lambda one: one[0]):
+        for literal, entry in sorted(self.plain.values(), key=_literal):
             joins = longest.get(entry.target, 0) > len(literal)
             (joining if joins else ahead).setdefault(entry.target, []).append((literal, entry))
         for target in sorted(ahead, key=lambda target: ahead[target][0][0]):
             yield _line(target, ahead[target])
         run: list[tuple[str, Entry]] = []
-        for literal, entry in starred:
-            if run and run[-1][1].target != entry.target:
-                yield _line(run[0][1].target, run)
+        for _, target, literal, entry in starred:
+            if run and run[-1][1].target != target:
+                yield _line(run[-1][1].target, run)
                 run = []
-            run += joining.pop(entry.target, [])
+            if target in joining:
+                run += joining.pop(target)
             run.append((literal + "*", entry))
         if run:
             yield _line(run[0][1].target, run)
+
+
+def _literal(one: tuple[str, Entry]) -> str:
+    return one[0]
 
 
 def _line(target: int, found: list[tuple[str, Entry]]) -> RuleLine:
