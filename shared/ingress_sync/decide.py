@@ -35,6 +35,7 @@ NOTE = "kubekeeper.io/ingress-sync"
 """The annotation that says what is wrong with an object, or compiled otherwise than written."""
 
 MAX_NOTE = 1_000
+SHOWN_ROUTES, SHOWN_LIMITS = 30, 4
 TRIES = 4
 """So often what spoils a document is looked for and left out, before nothing is written."""
 
@@ -222,7 +223,9 @@ def _put_action(
         evidence=(
             f"{proof.requests} requests are routed as the objects say, {len(proof.declared)} of them by a "
             "declared deviation",
-            f"{len(compiled.interruptions)} listeners lose their connections",
+            *_shown(come, go),
+            *(f"interrupts: {one}" for one in compiled.interruptions),
+            *explain.head_room_text(compiled.head_room)[:SHOWN_LIMITS],
         ),
         preconditions=(
             f"the gateway still has etag {gateway.get('etag') or 'unknown'}",
@@ -230,6 +233,14 @@ def _put_action(
             "the parts of others are as they were read",
         ),
     )
+
+
+def _shown(come: list[str], go: list[str]) -> Iterator[str]:
+    """The routes that come and go, as far as they fit on a screen; `parameters.routes` has all."""
+    for sign, lines in (("+", come), ("-", go)):
+        yield from (f"{sign} {line}" for line in lines[:SHOWN_ROUTES])
+        if len(lines) > SHOWN_ROUTES:
+            yield f"{sign} {len(lines) - SHOWN_ROUTES} more routes"
 
 
 # The objects' status
@@ -270,7 +281,7 @@ def _status(observation: Observation, compiled: Compiled, ingress: Ingress, note
     yield Action(
         kind=ActionKind.UPDATE_INGRESS_STATUS,
         target=owner,
-        reason="AddressPublished" if wanted else "AddressWithdrawn",
+        reason=_status_reason(now, wanted),
         message=f"Ingress {owner}: address {', '.join(wanted) or 'none'}" + (f"; {note}" if note else ""),
         parameters={
             "namespace": metadata.namespace,
@@ -282,6 +293,12 @@ def _status(observation: Observation, compiled: Compiled, ingress: Ingress, note
         },
         preconditions=(f"it still has uid {metadata.uid}",),
     )
+
+
+def _status_reason(now: list[str], wanted: list[str]) -> str:
+    if now == wanted:
+        return "Explained"
+    return "AddressPublished" if wanted else "AddressWithdrawn"
 
 
 def _notes(compiled: Compiled) -> dict[str, str]:

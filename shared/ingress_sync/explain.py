@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from shared.ingress_sync.compiled import Compiled, HeadRoom, RouteLine
+from shared.ingress_sync.compiled import HeadRoom, RouteLine
 from shared.model.gateway import Document, Part, hosts_of, inside, parts, reference
 
 
@@ -121,11 +121,3 @@ def head_room_text(rooms: Iterable[HeadRoom]) -> list[str]:
         for room in ordered
         if room.used
     ]
-
-
-def report(before: Document, compiled: Compiled) -> list[str]:
-    """What a plan has to say beside its actions: routes, interruptions, room."""
-    come, go = route_changes(before, compiled.document)
-    lines = [f"+ {line}" for line in come] + [f"- {line}" for line in go]
-    lines += [f"interrupts: {one}" for one in compiled.interruptions]
-    return lines + head_room_text(compiled.head_room)
