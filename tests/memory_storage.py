@@ -196,6 +196,12 @@ class MemoryQueue:
                 for m in found
             )
 
+    def peek(self, count: int = 32) -> tuple[Message, ...]:
+        return tuple(
+            Message(id=m.id, text=m.text, dequeue_count=m.dequeued, inserted_at=m.inserted, receipt="")
+            for m in self._account.queues.get(self.name, [])[:count]
+        )
+
     def put_back(self, message: Message) -> None:
         for stored in self._account.queues.get(self.name, []):
             if stored.receipt == message.receipt:
