@@ -90,23 +90,38 @@ def _steps(
     left = [_left(verdict) for verdict in found if verdict.step is None]
     busy: set[str] = set()
     state = observation.state
-    for group in _groups(found):
-        first = group[0]
+    for whole in _groups(found):
+        first = whole[0]
         seen = replace(observation, state=state)
-        action = _Builder(seen, policy, now, epoch=_epoch(state.epoch, actions)).build(group)
         if first.step in TOGETHER and key(first.vm) in busy:
-            left += [_after(verdict) for verdict in group]
+            left += [_after(verdict) for verdict in whole]
             continue
-        refused = rules.broken(action, seen, policy, now)
-        if refused:
-            left += [_refused(verdict, refused) for verdict in group]
+        builder = _Builder(seen, policy, now, epoch=_epoch(state.epoch, actions))
+        group, refused = _acceptable(whole, builder)
+        left += refused
+        if not group:
             continue
+        action = builder.build(group)
         busy.add(key(first.vm))
         actions.append(_with_evidence(action, seen, policy, now))
         if action.kind is ActionKind.POWER_OFF_VM:
             # The next fence of this plan counts this one.
             state = msgspec.structs.replace(state, fences=(*state.fences, _fence(action, now)))
     return tuple(actions), tuple(sorted(left, key=lambda item: (item.subject, item.reason)))
+
+
+def _acceptable(whole: list[Verdict], builder: _Builder) -> tuple[list[Verdict], list[LeftAlone]]:
+    """The verdicts that may become one action, and a line for each that may not: one disk never keeps the
+    others.
+    """
+    refused = builder.broken(whole)
+    if not refused:
+        return whole, []
+    alone = [(verdict, builder.broken([verdict])) for verdict in whole]
+    group = [verdict for verdict, why in alone if not why]
+    if len(group) == len(whole) or (group and builder.broken(group)):
+        return [], [_refused(verdict, refused) for verdict in whole]
+    return group, [_refused(verdict, why) for verdict, why in alone if why]
 
 
 def _epoch(highest: int, actions: list[Action]) -> int:
@@ -194,6 +209,10 @@ class _Builder:
             parameters=parameters,
             evidence=tuple(dict.fromkeys(fact for verdict in group for fact in verdict.evidence)),
         )
+
+    def broken(self, group: list[Verdict]) -> tuple[rules.Finding, ...]:
+        """The rules that the action of these verdicts would break."""
+        return rules.broken(self.build(group), self.observation, self.policy, self.now)
 
     def _common(self, first: Verdict, group: list[Verdict]) -> dict[str, Any]:
         machine, node = self.observation.machine(first.vm).value, self.observation.nodes.get(first.node)

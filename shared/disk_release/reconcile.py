@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from shared.runtime.claim import Claim
     from shared.settings import Cluster
 
-FOLLOW_FENCE = timedelta(seconds=15)
-"""Powering off without shutdown takes about 10 s; asked sooner, it would be asked twice."""
+FOLLOW_FENCE = timedelta(seconds=20)
+"""Powering off without shutdown takes about 10 s; looked at sooner, it is looked at twice. Azure's own event
+that the action has ended is a reason to look as well."""
 FOLLOW_WRITE = timedelta(seconds=30)
 """Detaching takes 30 to 120 s."""
 FOLLOW_TAINT = timedelta(seconds=70)
