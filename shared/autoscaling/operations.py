@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from shared.runtime.claim import Claim
     from shared.settings import Cluster
 
-MANUAL, REPLACING = "manual", "replacing"
+MANUAL, REPLACING = "manual", "replacements"
 LOOK_SECONDS = 20.0
 PATIENCE = timedelta(minutes=45)
 """A replacement that takes longer has failed; what it began goes on by itself."""
