@@ -24,6 +24,10 @@ RESOURCE_ID = re.compile(
 )
 PART_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,78}[A-Za-z0-9_])?")
 HOST = re.compile(r"[a-z0-9*?]([a-z0-9*?_-]{0,61}[a-z0-9*?])?(\.[a-z0-9*?]([a-z0-9*?_-]{0,61}[a-z0-9*?])?)*")
+KEY_VAULT_ID = re.compile(
+    r"https://[A-Za-z0-9-]{3,24}\.vault\.(azure\.net|azure\.cn|usgovcloudapi\.net)"
+    r"/secrets/[A-Za-z0-9-]{1,127}(/[0-9a-f]{32})?/?"
+)
 CODES = re.compile(r"([1-5]\d\d)(?:-([1-5]\d\d))?")
 TRUE, FALSE = (
     frozenset({"1", "t", "T", "true", "TRUE", "True"}),
@@ -60,6 +64,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     rewrite_set: str = ""
     rewrite_resource: str = ""
     rule_priority: int = 0
+    key_vault_id: str = ""
     error_page_403: str = ""
     error_page_502: str = ""
 
@@ -408,6 +413,18 @@ TABLE: tuple[Annotation, ...] = (
         meaning="Priority of the listeners' rules, the smallest first.",
         differs="Without it: exact hosts before wildcards, longer wildcards before shorter, no host last. A "
         "priority that is taken is reported and chosen anew.",
+    ),
+    Annotation(
+        name="key-vault-secret-id",
+        field="key_vault_id",
+        read=_matching(KEY_VAULT_ID),
+        expects="`https://VAULT.vault.azure.net/secrets/NAME`, with or without a version",
+        default="-",
+        meaning="Serves hosts with a certificate of a Key Vault, which the gateway reads by its identity; "
+        "without a version it follows renewals. `spec.tls` and `appgw-ssl-certificate` win.",
+        differs="Not in AGIC.",
+        on_bad="quarantined",
+        prefix=OWN_PREFIX,
     ),
     Annotation(
         name="error-page-403",

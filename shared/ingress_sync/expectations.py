@@ -135,11 +135,11 @@ class Expectations:
         for hosts, secret in entries:
             if not hosts:
                 return self._certificate(ingress, options, secret)
-        return Tls(name=options.ssl_certificate) if options.ssl_certificate else None
+        return _annotated(options) if options.ssl_certificate or options.key_vault_id else None
 
     def _certificate(self, ingress: Ingress, options: Options, secret: str) -> Tls:
         if not secret:
-            return Tls(name=options.ssl_certificate)
+            return _annotated(options)
         namespace = ingress.metadata.namespace
         digest = self._digests.get(f"{namespace}/{secret}", "")
         return Tls(namespace=namespace, secret=secret, digest=digest)
@@ -189,6 +189,12 @@ class Expectations:
             answer=answer,
             is_default=rule.is_default,
         )
+
+
+def _annotated(options: Options) -> Tls:
+    if options.ssl_certificate:
+        return Tls(name=options.ssl_certificate)
+    return Tls(key_vault=options.key_vault_id)
 
 
 def _redirect(host: str, port: int) -> Answer:

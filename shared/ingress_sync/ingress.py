@@ -121,6 +121,7 @@ class _Front:
         self.rewrites = {f"{one.metadata.namespace}/{one.metadata.name}" for one in rewrites}
         self.prohibited = Prohibited(observation.kubernetes.azureingressprohibitedtargets)
         self.known: dict[tuple[Options, str], Backend] = {}
+        self.has_identity = bool((observation.gateway or {}).get("identity"))
         self.there = _names_on(observation.gateway or {})
         self.frontends = _frontends_on(observation.gateway or {})
 
@@ -202,7 +203,8 @@ class _Translator:
         if options is not NOTHING_SAID:
             self._check_references()
         self.tls = self._certificates()
-        if options.ssl_redirect and not self.tls and not options.ssl_certificate:
+        named = options.ssl_certificate or options.key_vault_id
+        if options.ssl_redirect and not self.tls and not named:
             message = "ssl-redirect needs a certificate; add spec.tls or the annotation appgw-ssl-certificate"
             raise Refusal("RedirectWithNoTLS", message)
         pages = (("403", options.error_page_403), ("502", options.error_page_502))
@@ -251,9 +253,8 @@ class _Translator:
             hosts = tuple(_checked_host(host) for host in entry.hosts or ())
             if entry.secret_name:
                 found.append((hosts, self._certificate(entry.secret_name)))
-            elif self.options.ssl_certificate:
-                self.front.require("sslCertificates", [self.options.ssl_certificate], "certificate")
-                found.append((hosts, Tls(name=self.options.ssl_certificate)))
+            elif annotated := self._annotated():
+                found.append((hosts, annotated))
             else:
                 message = "an entry of spec.tls names no Secret; set its secretName"
                 raise Refusal("SecretNotNamed", message)
@@ -280,10 +281,18 @@ class _Translator:
         for hosts, tls in self.tls:
             if not hosts:
                 return tls
-        if not self.options.ssl_certificate:
-            return None
-        self.front.require("sslCertificates", [self.options.ssl_certificate], "certificate")
-        return Tls(name=self.options.ssl_certificate)
+        return self._annotated()
+
+    def _annotated(self) -> Tls | None:
+        """The certificate that an annotation names; None without one."""
+        options = self.options
+        if options.ssl_certificate:
+            self.front.require("sslCertificates", [options.ssl_certificate], "certificate")
+            return Tls(name=options.ssl_certificate)
+        if options.key_vault_id and not self.front.has_identity:
+            message = "the gateway has no managed identity to read a Key Vault by; assign one"
+            raise Refusal("NoIdentity", message)
+        return Tls(key_vault=options.key_vault_id) if options.key_vault_id else None
 
     # Rules
 

@@ -185,7 +185,7 @@ class _Trial:
         for (frontend, port, host), tls in self.promised.certificates.items():
             main, _ = _hosts(host)
             listener = self.gateway.listener(frontend, port, main)
-            wanted = tls.name.lower() if tls.name else self.names.certificate(tls.digest)
+            wanted = tls.name.lower() if tls.name else self.names.certificate(tls.key_vault or tls.digest)
             found = listener.certificate.rpartition("/")[2] if listener else ""
             self.requests += 1
             if found != wanted and (frontend, port, "Https") not in self.promised.priorities:

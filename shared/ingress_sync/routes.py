@@ -85,9 +85,12 @@ class PathRule(RouteStruct, frozen=True):
 
 
 class Tls(RouteStruct, frozen=True):
-    """A certificate: `name` of one on the gateway, or of a Secret by `digest`."""
+    """A certificate: `name` of one on the gateway, `key_vault` the id of a Key Vault's, or of a Secret by
+    `digest`.
+    """
 
     name: str = ""
+    key_vault: str = ""
     namespace: str = ""
     secret: str = ""
     digest: str = ""

@@ -153,6 +153,8 @@ class _Compilation:
     def _has_certificate(self, tls: Tls) -> bool:
         if tls.name:
             return bool(self.foreign.find("sslCertificates", tls.name))
+        if tls.key_vault:
+            return bool(self.live.get("identity"))
         name = self.names.certificate(tls.digest)
         return any(str(part.get("name")) == name for part in parts(self.live, "sslCertificates"))
 
@@ -283,7 +285,7 @@ class _Compilation:
 
     def _uploads(self, made: Parts, merged: Merged) -> tuple[Upload, ...]:
         added = merged.changes.get("sslCertificates", {}).get("added", ())
-        return tuple(made.uploads[name] for name in sorted(added))
+        return tuple(made.uploads[name] for name in sorted(added) if name in made.uploads)
 
     def _warnings(
         self, cells: Cells, made: Parts, warnings: list[Finding], merged: Merged

@@ -138,7 +138,11 @@ class Assembler:
     def _certificate(self, tls: Tls, owners: tuple[str, ...]) -> dict[str, str]:
         if tls.name:
             return {"id": self.parts.foreign.find("sslCertificates", tls.name)}
-        name = self.names.certificate(tls.digest)
+        name = self.names.certificate(tls.key_vault or tls.digest)
+        if tls.key_vault:
+            reference = self.parts.put("sslCertificates", name, {"keyVaultSecretId": tls.key_vault})
+            self.parts.blame(reference, owners)
+            return reference
         reference = self.parts.put("sslCertificates", name, {})
         self.parts.uploads[name] = Upload(
             name=name, namespace=tls.namespace, secret=tls.secret, digest=tls.digest

@@ -16,7 +16,7 @@ from shared.ingress_sync.annotations import TABLE
 from shared.ingress_sync.prohibited import Prohibited
 from shared.model.plan import ActionKind
 
-DOCUMENTS = 20_000 if os.environ.get("KUBEKEEPER_SWEEP") == "full" else 1_500
+DOCUMENTS = 20_000 if os.environ.get("KUBEKEEPER_SWEEP") == "full" else 1_000
 PER_SYNC = 10
 STRANGE: list[Any] = [
     None, "", " ", "\x00", "*", "**", "*.", ".", "-", "/", "//", "/*", "?", "#", "../..", "a" * 300, "é.com",
@@ -133,7 +133,7 @@ OTHER_KINDS: dict[str, Any] = {
 def test_every_field_of_what_is_behind_may_be_strange(plural: str) -> None:
     said = {"rewrite-rule-set-custom-resource": "r"}
     for where in places(OTHER_KINDS[plural]):
-        for value in STRANGE[:: 1 if DOCUMENTS > 2_000 else 5]:
+        for value in STRANGE[:: 1 if DOCUMENTS > 2_000 else 11]:
             strange = copy.deepcopy(OTHER_KINDS[plural])
             holder = strange
             for key in where[:-1]:

@@ -391,6 +391,18 @@ def test_no_key_and_no_data_is_in_what_is_planned_or_recorded() -> None:
     assert b'"data"' not in text
 
 
+def test_a_certificate_of_a_key_vault_is_referred_to_and_never_uploaded() -> None:
+    said = {"ingress-sync.kubekeeper.io/key-vault-secret-id": "https://v-1.vault.azure.net/secrets/web"}
+    bench = Bench(app(), ingress("web", rule("a.com"), annotations=said | {"ssl-redirect": "true"}))
+    assert [(one.owner, one.reason) for one in bench.sync().quarantined] == [("shop/web", "NoIdentity")]
+    bench.gateway["identity"] = {"type": "UserAssigned"}
+    assert bench.sync().uploads == ()
+    (certificate,) = bench.parts("sslCertificates")
+    assert certificate["keyVaultSecretId"] == "https://v-1.vault.azure.net/secrets/web"
+    assert bench.get("a.com", port=443).targets == ("10.9.8.7",)
+    assert bench.get("a.com").location == "Permanent https://a.com{path}"
+
+
 # Limits
 
 
