@@ -179,10 +179,11 @@ class Board:
         self._label_keys: frozenset[str] = frozenset()
         self._groups: list[Group] = []
         self._static: dict[int, _Static] = {}
-        self._counters: dict[tuple[object, ...], tuple[Rule, Counter]] = {}
+        self._counters: dict[tuple[object, ...], tuple[Rule, Counter, Callable[[int], bool]]] = {}
         self._counting: dict[int, list[Counter]] = {}
         self._guards: dict[tuple[object, ...], tuple[PodTest, Counter]] = {}
         self._guarded_by: dict[int, list[Counter]] = {}
+        self._guards_of: set[int] = set()
         self._ports: dict[tuple[str, int], dict[str, int]] = {}
         self._has_company = False
         self._where: dict[int, dict[int, int]] = {}
@@ -200,11 +201,12 @@ class Board:
             shape.spec.anti_affinity for shape in self.shapes
         )
         for row in rows:
-            self._append(row)
-        if self._has_company:
-            for number, shape in enumerate(self.shapes):
-                if shape.spec.anti_affinity and self._where.get(number):
-                    self._guard(number)
+            number = self._append(row)
+            if self._has_company:
+                for shape, count in row.shapes.items():
+                    self._where.setdefault(shape, {})[number] = count
+        for shape in [*self._where]:
+            self._guard(shape)
 
     def add_row(self, row: Row) -> int:
         """One more row, the last; its number."""
@@ -260,9 +262,6 @@ class Board:
         self._class_of.append(at)
         if not row.closed:
             self.open |= bit
-        if self._has_company:
-            for shape, count in row.shapes.items():
-                self._where.setdefault(shape, {})[number] = count
         for shape in row.shapes:
             ports = self.shapes[shape].spec.host_ports
             if ports:
@@ -298,20 +297,16 @@ class Board:
     # Counting pods
 
     def _eligibility(self) -> Iterator[tuple[Callable[[int], bool], Counter]]:
-        for key, (_, counter) in self._counters.items():
-            admits = key[-1]
-            yield admits, counter  # type: ignore[misc]
+        for _, counter, admits in self._counters.values():
+            yield admits, counter
         for _, counter in self._guards.values():
             yield _always, counter
 
     def _counter(self, rule: Rule, key: str, name: object, admits: Callable[[int], bool]) -> Counter:
-        """The counter of a rule over a key; `name` tells eligibilities apart."""
-        known = self._counters.get((rule, key, name, admits))
+        """The counter of a rule over a key; `name` tells apart which rows count."""
+        known = self._counters.get((rule, key, name))
         if known is None:
-            for (other, at, called, _), found in self._counters.items():
-                if other == rule and at == key and called == name:
-                    return found[1]
-            known = self._counters[rule, key, name, admits] = (rule, self._build(rule.counts, key, admits))
+            known = self._counters[rule, key, name] = (rule, self._build(rule.counts, key, admits), admits)
             self._counting.clear()
         return known[1]
 
@@ -329,15 +324,15 @@ class Board:
         return counter
 
     def _guard(self, shape: int) -> None:
-        """Anti-affinity of pods that are placed, against those to come."""
+        """Anti-affinity of placed pods of this shape, against those to come."""
+        if shape in self._guards_of:
+            return
+        self._guards_of.add(shape)
         owner = self.shapes[shape]
         for term in owner.spec.anti_affinity:
             test = self.test_of(term, owner)
-            if test is None:
-                continue
             key = (test, term.topology_key)
-            if key not in self._guards:
-                self._guards[key] = (test, Counter(term.topology_key))
+            if test is not None and key not in self._guards:
                 self._guards[key] = (test, self._build(self._guards_with(key), term.topology_key, _always))
                 self._guarded_by.clear()
                 self._counting.clear()
@@ -368,10 +363,9 @@ class Board:
     def _count(self, shape: int, row: int, number: int) -> None:
         if not self._has_company:
             return
+        self._guard(shape)  # before the pods are there: what is made counts those already placed
         where = self._where.setdefault(shape, {})
         where[row] = where.get(row, 0) + number
-        if self.shapes[shape].spec.anti_affinity:
-            self._guard_missing(shape)
         counters = self._counting.get(shape)
         if counters is None:
             counters = self._counting[shape] = self._counters_of(shape)
@@ -380,25 +374,9 @@ class Board:
             if counter.eligible >> row & 1:
                 counter.add(labels[counter.key], number)
 
-    def _guard_missing(self, shape: int) -> None:
-        """The first pod of a kind with anti-affinity makes its guards; they must not count it twice."""
-        owner = self.shapes[shape]
-        for term in owner.spec.anti_affinity:
-            test = self.test_of(term, owner)
-            key = (test, term.topology_key)
-            if test is not None and key not in self._guards:
-                counter = Counter(term.topology_key)
-                for number, node in enumerate(self.nodes):
-                    value = node.labels.get(counter.key)
-                    if value is not None:
-                        counter.admit(value, 1 << number)
-                self._guards[key] = (test, counter)
-                self._guarded_by.clear()
-                self._counting.clear()
-
     def _counters_of(self, shape: int) -> list[Counter]:
         known = self.shapes[shape]
-        found = [counter for rule, counter in self._counters.values() if rule.counts(known)]
+        found = [counter for rule, counter, _ in self._counters.values() if rule.counts(known)]
         if known.spec.anti_affinity:
             keys = {(self.test_of(term, known), term.topology_key) for term in known.spec.anti_affinity}
             found += [counter for key, (_, counter) in self._guards.items() if key in keys]
@@ -719,15 +697,11 @@ def _asks_for_names(group: Group) -> bool:
 def _label_keys(groups: Iterable[Group]) -> frozenset[str]:
     """Labels that decide, but for names of single nodes."""
     found: set[str] = set()
-    for spec, volumes in _specs(groups):
-        found.update(key for key, _ in spec.node_selector)
-        for term in (*(spec.node_terms or ()), *(term for terms in volumes for term in terms)):
+    for group in groups:
+        found.update(key for key, _ in group.spec.node_selector)
+        for term in (*(group.spec.node_terms or ()), *(term for terms in group.terms for term in terms)):
             found.update(expression.key for expression in term.expressions)
     return frozenset(found - {HOSTNAME})
-
-
-def _specs(groups: Iterable[Group]) -> Iterator[tuple[PodSpec, tuple[tuple[NodeSelectorTerm, ...], ...]]]:
-    return ((group.spec, group.terms) for group in groups)
 
 
 # The index of free amounts
