@@ -174,7 +174,10 @@ def fenced(moment: Moment) -> str:
 
 def _used_there(moment: Moment) -> str:
     pods = [pod.title for case in moment.scene.cases for pod in case.pods_here]
-    return f"{', '.join(pods)} would mount it when the VM starts" if pods else ""
+    if pods:
+        return f"{', '.join(pods)} would mount it when the VM starts"
+    wanted = any(not attachment.is_deleting for attachment in attachments_of(moment.scene))
+    return "the next pod there would mount it without asking Azure" if wanted else ""
 
 
 def _alive_and_idle(moment: Moment) -> str:

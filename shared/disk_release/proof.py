@@ -242,8 +242,7 @@ def _verdict(action: Action, observation: Observation) -> str:
         return "Nudge"
     is_off = vm.value is not None and vm.value.is_off
     if action.kind is ActionKind.DELETE_VOLUME_ATTACHMENT:
-        is_lost_node = observation.nodes.get(str(action.parameters["node"])) is None
-        return "Release" if is_off and is_lost_node else "Nudge"
+        return "Release" if is_off and action.parameters.get("ground") == Ground.LOST else "Nudge"
     is_idle = action.parameters.get("ground") == Ground.IDLE
     return "Release" if is_off or is_idle or action.kind is ActionKind.BREAK_LEASE else "none"
 

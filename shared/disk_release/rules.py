@@ -51,7 +51,7 @@ class Ground(enum.StrEnum):
     FREE = "free"
     """The disk is, and the node is gone."""
     LOST = "lost"
-    """The PersistentVolume is, or the Node of a VM that is off."""
+    """The PersistentVolume is, or the VM is off and the controllers did not let it go in their turn."""
 
 
 @dataclass(frozen=True)
@@ -735,7 +735,7 @@ def blob_is_in_no_list(scene: Scene) -> Answer:
 
 _VM = ("VmIsTheSame", "VmReadIsFresh", "ClusterReadIsFresh")
 _DISKS = ("DisksAreDataDisks", "DisksAreNotShared", "DisksAreOurs", "DisksAreFreeToDetach")
-_DETACH = (*_VM, "DisksAreTheSame", "DiskReadsAreFresh", *_DISKS, "NoPodUsesThem")
+_DETACH = (*_VM, "DisksAreTheSame", "DiskReadsAreFresh", *_DISKS, "NoPodUsesThem", "NothingAttachesThem")
 
 REQUIRED: dict[tuple[ActionKind, str], tuple[str, ...]] = {
     (ActionKind.POWER_OFF_VM, ""): (
@@ -782,7 +782,6 @@ REQUIRED: dict[tuple[ActionKind, str], tuple[str, ...]] = {
         "NodeIsTheSame",
         "NodeIsAlive",
         "NodeDoesNotUseThem",
-        "NothingAttachesThem",
         "AttachmentIsOld",
         "ClusterIsNotFrozen",
         "NotReleasedLately",

@@ -44,7 +44,7 @@ def stopped() -> Scene:
 
 
 def tainted(age: float = 100) -> Scene:
-    return stopped().taint("a", age=age).no_pod().releasing("a", FENCED, tainted=age)
+    return stopped().taint("a", age=age).no_pod().deleting().releasing("a", FENCED, tainted=age)
 
 
 def zombie() -> Scene:
@@ -92,6 +92,12 @@ ACTIONS: dict[str, tuple[Callable[[], Scene], ActionKind, str, str]] = {
     "S2 VM stopped": (stopped, ActionKind.TAINT_NODE, "Release", "S2"),
     "S2 VM deallocated": (lambda: dead().off("a", "deallocated"), ActionKind.TAINT_NODE, "Release", "S2"),
     "S2 attachment outlives the taint": (tainted, ActionKind.DETACH_DISK, "Release", "S2"),
+    "S2 attachment not even deleted after the taint": (
+        lambda: stopped().taint("a", age=100).no_pod().releasing("a", FENCED, tainted=100),
+        ActionKind.DELETE_VOLUME_ATTACHMENT,
+        "Release",
+        "S2",
+    ),
     "S2 node gone, VM stopped": (
         lambda: stopped().no_pod().gone_node("a").releasing("a"),
         ActionKind.DELETE_VOLUME_ATTACHMENT,
@@ -99,7 +105,7 @@ ACTIONS: dict[str, tuple[Callable[[], Scene], ActionKind, str, str]] = {
         "S2",
     ),
     "S2 the cloud provider tainted it": (
-        lambda: stopped().taint("a", ours=False, age=100).no_pod(),
+        lambda: stopped().taint("a", ours=False, age=100).no_pod().deleting(),
         ActionKind.DETACH_DISK,
         "Release",
         "S2",
@@ -430,8 +436,8 @@ def test_all_disks_of_a_dead_vm_are_detached_in_one_call() -> None:
     scene = (
         scene.silent("a").off("a").taint("a", age=100).releasing("a", FENCED, tainted=100, disks="d1 d2 d3")
     )
-    for pod in ("db-0", "db-1", "db-2"):
-        scene.no_pod(pod)
+    for number, pod in enumerate(("db-0", "db-1", "db-2"), 1):
+        scene.no_pod(pod).deleting(f"d{number}")
 
     action = only(scene)
 
@@ -439,7 +445,7 @@ def test_all_disks_of_a_dead_vm_are_detached_in_one_call() -> None:
 
 
 def test_a_disk_of_another_cluster_on_a_dead_vm_is_not_taken_with_the_others() -> None:
-    scene = Scene().attach("foreign", "a").silent("a").off("a").taint("a", age=100).no_pod()
+    scene = Scene().attach("foreign", "a").silent("a").off("a").taint("a", age=100).no_pod().deleting()
     scene = scene.releasing("a", FENCED, tainted=100)
 
     assert [d["id"] for d in only(scene).parameters["disks"]] == [disk("d1")]
