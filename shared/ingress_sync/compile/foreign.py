@@ -17,6 +17,20 @@ from shared.model.gateway import (
 )
 
 
+class _Places:
+    """Where listeners are."""
+
+    def __init__(self, live: Document) -> None:
+        frontends, ports = parts(live, "frontendIPConfigurations"), parts(live, "frontendPorts")
+        self._kinds = {str(one.get("id")).lower(): _kind(one) for one in frontends}
+        self._numbers = {str(one.get("id")).lower(): _port(one) for one in ports}
+
+    def of(self, listener: Part) -> tuple[str, int]:
+        """(frontend, port) of a listener."""
+        kind = self._kinds.get(reference(listener, "frontendIPConfiguration"), "")
+        return kind, self._numbers.get(reference(listener, "frontendPort"), 0)
+
+
 class Foreign:
     """The parts of a live document that are not `own` (keys of parts)."""
 
@@ -31,46 +45,38 @@ class Foreign:
         }
         self.frontends = _frontends(live)
         """`public` and `private` to the id of the frontend to use."""
-        kinds = {str(one.get("id")).lower(): _kind(one) for one in parts(live, "frontendIPConfigurations")}
-        numbers = {
-            str(port.get("id")).lower(): int(inside(port).get("port") or 0)
-            for port in parts(live, "frontendPorts")
-        }
-        self.ports = {
-            int(inside(port).get("port") or 0): str(port.get("id")) for port in self.parts["frontendPorts"]
-        }
+        self.ports = {_port(port): str(port.get("id")) for port in self.parts["frontendPorts"]}
         """Numbers of ports that others have made, to their ids: a number may stand once in a document."""
+        self.priorities = {
+            int(inside(rule).get("priority") or 0)
+            for collection in ("requestRoutingRules", "routingRules")
+            for rule in self.parts[collection]
+        }
         self.taken: dict[tuple[str, int, str], str] = {}
         """(frontend, port, host) to the name of the listener that has it."""
         self.protocols: dict[tuple[str, int], str] = {}
-        self.priorities: set[int] = set()
+        """(frontend, port) to the protocol of the listeners there."""
         self.listeners: dict[str, tuple[str, int, tuple[str, ...], int]] = {}
         """Name of each listener to (frontend, port, hosts, priority of its rule)."""
-        rules = {
+        self._add_listeners(_Places(live))
+        self.referred = _referred(live, self.parts)
+        """Lower-cased ids that parts of others refer to: what is ours among them has to stay."""
+
+    def _add_listeners(self, places: _Places) -> None:
+        priorities = {
             reference(rule, "httpListener"): int(inside(rule).get("priority") or 0)
             for rule in self.parts["requestRoutingRules"]
         }
-        self.priorities = set(rules.values()) | {
-            int(inside(rule).get("priority") or 0) for rule in self.parts["routingRules"]
-        }
         for listener in self.parts["httpListeners"]:
-            kind = kinds.get(reference(listener, "frontendIPConfiguration"), "")
-            port = numbers.get(reference(listener, "frontendPort"), 0)
-            hosts = hosts_of(listener)
-            name = str(listener.get("name"))
+            kind, port = places.of(listener)
+            hosts, name = hosts_of(listener), str(listener.get("name"))
+            priority = priorities.get(str(listener.get("id")).lower(), 0)
             self.protocols[kind, port] = str(inside(listener).get("protocol"))
-            priority = rules.get(str(listener.get("id")).lower(), 0)
             self.listeners[name] = (kind, port, hosts, priority)
             for host in hosts or ("",):
                 self.taken[kind, port, host] = name
         for listener in self.parts["listeners"]:  # layer 4
-            kind = kinds.get(reference(listener, "frontendIPConfiguration"), "")
-            port = numbers.get(reference(listener, "frontendPort"), 0)
-            self.protocols[kind, port] = str(inside(listener).get("protocol") or "Tcp")
-        self.referred = {
-            wanted for found in self.parts.values() for part in found for wanted in references(inside(part))
-        } | set(references({n: v for n, v in (live.get("properties") or {}).items() if n not in COLLECTIONS}))
-        """Lower-cased ids that parts of others refer to: what is ours among them has to stay."""
+            self.protocols[places.of(listener)] = str(inside(listener).get("protocol") or "Tcp")
 
     def beside(self, frontend: str, port: int) -> list[tuple[tuple[str, ...], int]]:
         """(hosts, priority) of the listeners that others have on a port."""
@@ -91,6 +97,17 @@ class Foreign:
             ),
             "",
         )
+
+
+def _port(part: Part) -> int:
+    return int(inside(part).get("port") or 0)
+
+
+def _referred(live: Document, theirs: dict[str, list[Part]]) -> set[str]:
+    """What parts of others, and the gateway itself, refer to."""
+    beside = {n: v for n, v in (live.get("properties") or {}).items() if n not in COLLECTIONS}
+    found = {wanted for some in theirs.values() for part in some for wanted in references(inside(part))}
+    return found | set(references(beside))
 
 
 def _kind(frontend: Part) -> str:
