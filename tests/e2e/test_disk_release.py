@@ -1,0 +1,304 @@
+"""Disk release on the real control plane: the real attach/detach controller, pod GC, taint eviction,
+StatefulSet controller and scheduler take part.
+
+Machines and disks are the local Azure's, kubelets and the disk driver are played (sandbox.fleet, node_agent,
+disk_driver, attacher), storage is Azurite. Periods of the control plane are shortened where its flags allow
+that; pod GC's 20 s and its 40 s of quarantine are what they are.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox.arm import LocalArm
+from sandbox.attacher import Attacher
+from sandbox.clock import Clock
+from sandbox.controlplane import AssetsMissingError, ControlPlane, find_assets
+from sandbox.disk_driver import DRIVER, DiskDriver, lun_of, waiting
+from sandbox.fleet import Fleet, Pool
+from sandbox.kube_client import Document, KubeError
+from sandbox.node_agent import NodeAgent
+from shared.bootstrap import Clients
+from shared.runtime.automation import find
+from shared.work import one_pass
+
+try:
+    find_assets()
+except AssetsMissingError as missing:
+    pytestmark = [pytest.mark.e2e, pytest.mark.azurite, pytest.mark.skip(reason=str(missing))]
+else:
+    pytestmark = [pytest.mark.e2e, pytest.mark.azurite]
+
+CLUSTER, AUTOMATION = "e2e", "disk-release"
+GRACE = timedelta(seconds=8)
+ATTACHMENTS = "/apis/storage.k8s.io/v1/volumeattachments"
+BREATH = 0.1
+
+
+class Live:
+    """A real cluster of three machines of the local Azure, and the app's passes over it."""
+
+    def __init__(self, plane: ControlPlane, stack: ExitStack) -> None:
+        self.plane, self.kube = plane, plane.client()
+        self.arm = LocalArm(Clock())
+        stack.enter_context(self.arm)
+        self.arm.core.operation_seconds = 1.0
+        self.agent = stack.enter_context(NodeAgent(plane.client(), heartbeat=timedelta(seconds=2)))
+        self.fleet = Fleet(self.arm, self.agent, self, boot_delay=timedelta(seconds=1))
+        driver = DiskDriver(self.arm, self.fleet.machine_of)
+        self.kube.create(
+            "/apis/storage.k8s.io/v1/csidrivers",
+            {"metadata": {"name": DRIVER}, "spec": {"attachRequired": True}},
+        )
+        attach, detach = waiting(driver.attach), waiting(driver.detach)
+        stack.enter_context(Attacher(plane.client(), attach=attach, detach=detach, driver=DRIVER))
+        self._stopping = threading.Event()
+        ticking = threading.Thread(target=self._tick, daemon=True)
+        ticking.start()
+        stack.callback(ticking.join)
+        stack.callback(self._stopping.set)
+
+    def _tick(self) -> None:
+        while not self._stopping.wait(0.02):
+            self.arm.core.clock.advance(0)
+
+    def has_node(self, name: str) -> bool:
+        return self.kube.find(f"/api/v1/nodes/{name}") is not None
+
+    def furnish(self, name: str, provider_id: str, max_data_disks: int) -> None:
+        driver = {
+            "name": DRIVER,
+            "nodeID": name,
+            "topologyKeys": [],
+            "allocatable": {"count": max_data_disks},
+        }
+        document: Document = {"metadata": {"name": name}, "spec": {"drivers": [driver]}}
+        try:
+            self.kube.create("/apis/storage.k8s.io/v1/csinodes", document)
+        except KubeError as error:
+            if error.status != 409:
+                raise
+
+    # What tests do
+
+    def add_node(self, name: str) -> None:
+        self.fleet.enrol(Pool(self.arm.add_vm(name)))
+        self.until(lambda: self.is_ready(name), "node ready")
+
+    def add_database(self, name: str) -> str:
+        """A StatefulSet of one pod with one disk, running; the disk's id."""
+        disk = self.arm.add_disk(name)
+        csi = {"driver": DRIVER, "volumeHandle": disk, "fsType": "ext4"}
+        spec: Document = {"accessModes": ["ReadWriteOnce"], "storageClassName": "", "csi": csi}
+        claim = {"namespace": "default", "name": f"data-{name}-0"}
+        spec |= {
+            "capacity": {"storage": "10Gi"},
+            "claimRef": claim,
+            "persistentVolumeReclaimPolicy": "Retain",
+        }
+        self.kube.create("/api/v1/persistentvolumes", {"metadata": {"name": f"pv-{name}"}, "spec": spec})
+        template = {
+            "metadata": {"name": "data"},
+            "spec": {
+                "accessModes": ["ReadWriteOnce"],
+                "storageClassName": "",
+                "resources": {"requests": {"storage": "10Gi"}},
+            },
+        }
+        pod = {
+            "metadata": {"labels": {"app": name}},
+            "spec": {
+                "terminationGracePeriodSeconds": 5,
+                "containers": [
+                    {
+                        "name": "main",
+                        "image": "example.org/db:1",
+                        "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+                    }
+                ],
+            },
+        }
+        body = {
+            "metadata": {"name": name},
+            "spec": {
+                "serviceName": name,
+                "replicas": 1,
+                "selector": {"matchLabels": {"app": name}},
+                "template": pod,
+                "volumeClaimTemplates": [template],
+            },
+        }
+        self.kube.create("/apis/apps/v1/namespaces/default/statefulsets", body)
+        self.until(lambda: self.where(name), f"{name} running", 90)
+        self.mount(name, disk)
+        return disk
+
+    def mount(self, name: str, disk: str) -> None:
+        """What the kubelet would have mounted, for the oracle."""
+        with self.arm.core.lock:
+            machine = self.fleet.machine_of(self.where(name))
+            resource = self.arm.core.state.find(machine)
+            assert resource is not None
+            lun = lun_of(resource, disk)
+            assert lun is not None
+            self.arm.truth.mount(machine, disk, lun)
+
+    def where(self, name: str) -> str:
+        """The node on which the pod runs, or "" while it does not."""
+        pod = self.kube.find(f"/api/v1/namespaces/default/pods/{name}-0")
+        if pod is None or pod["status"].get("phase") != "Running" or pod["metadata"].get("deletionTimestamp"):
+            return ""
+        return str(pod["spec"]["nodeName"])
+
+    def is_ready(self, node: str) -> bool:
+        found = self.kube.find(f"/api/v1/nodes/{node}")
+        conditions = (found or {}).get("status", {}).get("conditions") or ()
+        return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+    def taints(self, node: str) -> list[str]:
+        found = self.kube.find(f"/api/v1/nodes/{node}") or {"spec": {}}
+        return [taint["key"].rpartition("/")[2] for taint in found["spec"].get("taints") or ()]
+
+    def until(
+        self,
+        holds: Callable[[], Any],
+        what: str,
+        seconds: float = 60,
+        each: Callable[[], object] = lambda: None,
+    ) -> float:
+        began = time.monotonic()
+        while not holds():
+            each()
+            assert time.monotonic() - began < seconds, f"{what}: not within {seconds} s\n{self.describe()}"
+            time.sleep(BREATH)
+        return time.monotonic() - began
+
+    def describe(self) -> str:
+        nodes = {
+            n["metadata"]["name"]: self.taints(n["metadata"]["name"]) for n in self.list("/api/v1/nodes")
+        }
+        pods = [
+            (
+                p["metadata"]["name"],
+                p["spec"].get("nodeName"),
+                p["status"].get("phase"),
+                "deletionTimestamp" in p["metadata"],
+            )
+            for p in self.list("/api/v1/namespaces/default/pods")
+        ]
+        held = [
+            (a["spec"]["nodeName"], a["status"], "deletionTimestamp" in a["metadata"])
+            for a in self.list(ATTACHMENTS)
+        ]
+        return f"nodes {nodes}\npods {pods}\nattachments {held}"
+
+    def list(self, path: str) -> list[Document]:
+        return self.kube.list(path)[0]
+
+
+class App:
+    """The app's own pass, as its timer and follow-ups would make it every second or so."""
+
+    def __init__(self, live: Live, storage: str, directory: Path) -> None:
+        entry = {
+            "name": f"{CLUSTER}-{uuid.uuid4().hex[:8]}",
+            "kubernetes": {"kubeconfig": f"file:{live.plane.kubeconfig()}"},
+            "azure": {
+                "subscription": live.arm.subscription,
+                "resourceGroups": [live.arm.group],
+                "location": "westeurope",
+            },
+            "diskRelease": {"fence": "allowed", "grace": "3s", "absenceGap": "5s", "freezeAbovePercent": 70},
+        }
+        path = directory / "kubekeeper.yaml"
+        path.write_text(json.dumps({"clusters": [entry]}))
+        environ = {
+            "AzureWebJobsStorage": storage,
+            "KUBEKEEPER_CONFIG": str(path),
+            "KUBEKEEPER_ARM_ENDPOINT": live.arm.url,
+        }
+        self.clients = Clients(environ, live.arm.credential())
+        self.cluster = self.clients.settings().clusters[0]
+        self._next = 0.0
+
+    def tick(self) -> None:
+        """A pass every second."""
+        if time.monotonic() < self._next:
+            return
+        claim = self.clients.claims.acquire(self.cluster.name, AUTOMATION, self.clients.now())
+        assert claim is not None
+        with claim:
+            one_pass(self.clients, find(AUTOMATION), self.cluster, claim)
+        self._next = time.monotonic() + 1.0
+
+    def did(self) -> list[str]:
+        """Actions that succeeded, in order."""
+        entries = self.clients.journal.entries([(self.cluster.name, AUTOMATION)], limit=100)
+        return [e.action for e in reversed(entries) if e.status == "Succeeded" and e.action]
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[Live]:
+    with ExitStack() as stack:
+        plane = stack.enter_context(ControlPlane.start(node_grace_period=GRACE))
+        found = Live(plane, stack)
+        for name in ("a", "b", "c", "d", "e", "f"):
+            found.add_node(name)
+        yield found
+
+
+@pytest.fixture
+def app(live: Live, storage: str, tmp_path: Path) -> App:
+    return App(live, storage, tmp_path)
+
+
+def test_a_stateful_set_leaves_a_dead_node_whose_machine_runs(live: Live, app: App) -> None:
+    disk = live.add_database("orders")
+    dead = live.where("orders")
+    app.tick()
+    assert app.did() == []
+    live.arm.truth.kill_kubelet(live.fleet.machine_of(dead))
+    live.until(lambda: not live.is_ready(dead), "NotReady", 60)
+    seconds = live.until(lambda: live.where("orders") not in ("", dead), "orders moved", 150, app.tick)
+    live.until(lambda: "UntaintNode" in app.did(), "untainted", 60, app.tick)
+    assert live.arm.corruptions == []
+    assert not live.arm.truth.is_running(live.fleet.machine_of(dead))
+    assert app.did()[:3] == ["PowerOffVM", "PowerOffVM", "TaintNode"]  # begun, over, and what follows
+    assert "out-of-service" not in live.taints(dead)
+    owner = live.arm.core.state.find(disk).body["managedBy"]
+    assert live.fleet.node_of(owner) == live.where("orders")
+    assert seconds < 60
+
+
+def test_a_machine_that_was_stopped_gives_its_disk_back(live: Live, app: App) -> None:
+    live.add_database("bills")
+    dead = live.where("bills")
+    live.arm.core.do("POST", live.fleet.machine_of(dead), None, "powerOff")
+    live.until(lambda: not live.is_ready(dead), "NotReady", 60)
+    seconds = live.until(lambda: live.where("bills") not in ("", dead), "bills moved", 150, app.tick)
+    assert "PowerOffVM" not in app.did() and app.did()[0] == "TaintNode"
+    assert live.arm.corruptions == [] and seconds < 60
+
+
+def test_a_machine_and_its_node_that_are_gone_leave_no_attachment(live: Live, app: App) -> None:
+    live.add_database("stock")
+    gone = live.where("stock")
+    machine = live.fleet.machine_of(gone)
+    live.arm.truth.kill_kubelet(machine)
+    live.arm.core.do("DELETE", machine)
+    live.kube.delete(f"/api/v1/nodes/{gone}")
+    live.until(lambda: live.where("stock") not in ("", gone), "stock moved", 200, app.tick)
+    # By itself the attach/detach controller waits six minutes for an unmount that never comes.
+    assert "DeleteVolumeAttachment" in app.did()
+    assert [a for a in live.list(ATTACHMENTS) if a["spec"]["nodeName"] == gone] == []
+    assert live.arm.corruptions == []
