@@ -142,17 +142,20 @@ class KubeClient:
         *,
         seconds: int,
         silence: float = WATCH_SILENCE_SECONDS,
+        linger: float = 0.0,
         metadata_only: bool = False,
     ) -> Watch:
         """What happens in a collection after `version`, for up to `seconds`, with bookmarks in between.
 
         ConflictError (410) when that version is forgotten: list again. UnavailableError when nothing at all
-        is heard for `silence` seconds: the connection is dead. With `metadata_only`, as `metadata_pages`.
+        is heard for `silence` seconds: the connection is dead. `metadata_only` as in `metadata_pages`. With
+        `linger`, the reader rests so many seconds after a line it had to wait for, and then reads all that
+        has come since: many lines at once cost a fraction of as many that each wake it.
         """
         asked: dict[str, str | int] = {"resourceVersion": version, "timeoutSeconds": seconds}
         asked |= {"watch": "true", "allowWatchBookmarks": "true", **(query or {})}
         accept = METADATA if metadata_only else JSON
-        return Watch(path, self._send("GET", path, asked, accept=accept, stream_silence=silence))
+        return Watch(path, self._send("GET", path, asked, accept=accept, stream_silence=silence), linger)
 
     def create(self, path: str, document: Document) -> Document:
         """POST to a collection; ConflictError when the name is taken."""
@@ -232,10 +235,13 @@ class Watch:
     as UnavailableError. `close` may come from another thread; the iteration then just ends.
     """
 
-    def __init__(self, path: str, answer: urllib3.BaseHTTPResponse) -> None:
+    def __init__(self, path: str, answer: urllib3.BaseHTTPResponse, linger: float = 0.0) -> None:
         self._path = path
         self._answer = answer
-        self._is_closed = False
+        self._linger = linger
+        self._rest_at = 0.0
+        self._has_waited = False
+        self._closed = threading.Event()
 
     def __enter__(self) -> Self:
         return self
@@ -245,9 +251,9 @@ class Watch:
 
     def close(self) -> None:
         """End the watch; safe to call twice."""
-        if self._is_closed:
+        if self._closed.is_set():
             return
-        self._is_closed = True
+        self._closed.set()
         # A thread that waits for bytes is not woken by closing the file, only by shutting the socket down.
         with suppress(ValueError, RuntimeError, OSError):
             self._answer.shutdown()
@@ -272,17 +278,26 @@ class Watch:
     def _read(self) -> bytes:
         import urllib3
 
+        began = time.monotonic()
+        if self._linger and self._has_waited and began >= self._rest_at:
+            self._closed.wait(self._linger)
+            began = time.monotonic()
+            # A flood is read for as long as was rested, whatever it looks like, or it would never end.
+            self._rest_at = began + self._linger
         try:
-            return self._answer.read1(1 << 16) or b""
+            chunk = self._answer.read1(1 << 16, decode_content=False) or b""
         except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
             # urllib3 has many ways to say that the connection was shut under it.
-            if self._is_closed:
+            if self._closed.is_set():
                 return b""
             raise UnavailableError(
                 f"the watch of {self._path} broke off ({_cause(error)}); it is taken up again"
             ) from error
+        self._has_waited = time.monotonic() - began > _WAITED_SECONDS
+        return chunk
 
 
+_WAITED_SECONDS = 0.001
 _ERROR_LINE = b'{"type":"ERROR"'
 
 

@@ -64,8 +64,8 @@ class TopicDestination:
         data: dict[str, Any] = {
             "cluster": self._cluster,
             "reason": message.whys[0],
-            "reasons": list(message.whys),
-            "objects": list(message.subjects),
+            "reasons": message.whys,
+            "objects": message.subjects,
             "count": message.count,
         }
         return Event(

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 WATCH_SECONDS = 300
 """How long one watch is asked for."""
+LINGER_SECONDS = 0.5
+"""A busy source is read twice a second; a line after silence is read at once."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0
 AT_ONCE_SECONDS = 1.0
 """A watch that ends sooner, without a line, counts as broken: asking again at once would be a storm."""
@@ -49,6 +51,7 @@ class Follower:
         self._cause = "Start"
         self._list_again_at = 0.0
         self._failures = 0
+        self._lines = mind.metrics.counter("lines_total", source=source.name)
         self._stop = threading.Event()
         self._watch: Watch | None = None
         self._line: msgspec.json.Decoder[Line[Any]] = msgspec.json.Decoder(Line[source.shape])  # type: ignore[name-defined]
@@ -113,7 +116,12 @@ class Follower:
         """One watch to its end; False when that came sooner than it should, without a line."""
         began, lines, source = self._clock.now(), 0, self.source
         with self._client.watch(
-            source.path, self.version, source.query, seconds=seconds, metadata_only=source.metadata_only
+            source.path,
+            self.version,
+            source.query,
+            seconds=seconds,
+            linger=LINGER_SECONDS / self._clock.speed,
+            metadata_only=source.metadata_only,
         ) as watch:
             self._watch = watch
             if self._stop.is_set():  # it was set before there was a watch to close
@@ -125,7 +133,7 @@ class Follower:
         return lines > 0 or (self._clock.now() - began) / self._clock.speed >= AT_ONCE_SECONDS
 
     def _take(self, line: bytes) -> None:
-        self._mind.metrics.count("lines_total", source=self.source.name)
+        self._lines.value += 1
         try:
             change = self._line.decode(line)
         except msgspec.MsgspecError as error:

@@ -7,7 +7,7 @@ nothing of that type is sent for `gap`, since the app would only mark itself to 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from shared.forwarder.decide import Reason
 
@@ -25,16 +25,25 @@ class Pace:
     gap: float = 10.0
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Message:
-    """All reasons for one event type since the last one was sent."""
+    """All reasons for one event type since the last one was sent. Its owner alone changes it: the outbox
+    while it waits, then whoever took it.
+    """
 
     event: str
-    whys: tuple[str, ...]
-    subjects: tuple[str, ...]
+    whys: list[str]
+    subjects: list[str]
     count: int
     first_at: float
     last_at: float
+
+    def add(self, whys: list[str], subjects: list[str], count: int, at: float) -> None:
+        """More reasons; of words that are new, only so many are kept."""
+        self.count += count
+        self.last_at = max(self.last_at, at)
+        _add(self.whys, whys, MOST_WHYS)
+        _add(self.subjects, subjects, MOST_SUBJECTS)
 
 
 class Outbox:
@@ -52,15 +61,9 @@ class Outbox:
         """Take a reason; whether it joined others that wait."""
         waiting = self._waiting.get(reason.event)
         if waiting is None:
-            self._waiting[reason.event] = Message(reason.event, (reason.why,), (reason.subject,), 1, now, now)
+            self._waiting[reason.event] = Message(reason.event, [reason.why], [reason.subject], 1, now, now)
             return False
-        self._waiting[reason.event] = replace(
-            waiting,
-            whys=_with(waiting.whys, reason.why, MOST_WHYS),
-            subjects=_with(waiting.subjects, reason.subject, MOST_SUBJECTS),
-            count=waiting.count + 1,
-            last_at=now,
-        )
+        waiting.add([reason.why], [reason.subject], 1, now)
         return True
 
     def take_due(self, now: float) -> list[Message]:
@@ -80,21 +83,9 @@ class Outbox:
         """A message that could not be sent joins what has come since, and waits until `not_before`."""
         self._not_before[message.event] = not_before
         newer = self._waiting.get(message.event)
-        if newer is None:
-            self._waiting[message.event] = message
-            return
-        whys, subjects = message.whys, message.subjects
-        for why in newer.whys:
-            whys = _with(whys, why, MOST_WHYS)
-        for subject in newer.subjects:
-            subjects = _with(subjects, subject, MOST_SUBJECTS)
-        self._waiting[message.event] = replace(
-            newer,
-            whys=whys,
-            subjects=subjects,
-            count=message.count + newer.count,
-            first_at=message.first_at,
-        )
+        if newer is not None:
+            message.add(newer.whys, newer.subjects, newer.count, newer.last_at)
+        self._waiting[message.event] = message
 
     def next_due(self) -> float | None:
         """When something will be due; None when nothing waits."""
@@ -109,5 +100,9 @@ class Outbox:
         return max(settled, self._not_before.get(message.event, settled))
 
 
-def _with(words: tuple[str, ...], word: str, most: int) -> tuple[str, ...]:
-    return words if word in words or len(words) >= most else (*words, word)
+def _add(words: list[str], more: list[str], most: int) -> None:
+    for word in more:
+        if len(words) >= most:
+            return
+        if word not in words:
+            words.append(word)

@@ -31,32 +31,50 @@ GAUGES: Mapping[str, str] = {
 Labels = tuple[tuple[str, str], ...]
 
 
+class Counter:
+    """One series, for what counts it often: whoever holds it is alone, or holds a lock."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+
 class Metrics:
     """Counters that threads may share; gauges are asked for when they are read."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: dict[tuple[str, Labels], float] = {}
+        self._counts: dict[tuple[str, Labels], Counter] = {}
 
-    def count(self, name: str, amount: float = 1, **labels: str) -> None:
-        """Add to a counter of COUNTERS."""
+    def counter(self, name: str, **labels: str) -> Counter:
+        """The counter of COUNTERS with those labels."""
         assert name in COUNTERS, name
         key = (name, tuple(sorted(labels.items())))
         with self._lock:
-            self._counts[key] = self._counts.get(key, 0) + amount
+            return self._counts.setdefault(key, Counter())
+
+    def count(self, name: str, amount: float = 1, **labels: str) -> None:
+        """Add to a counter; from any thread."""
+        counter = self.counter(name, **labels)
+        with self._lock:
+            counter.value += amount
 
     def value(self, name: str, **labels: str) -> float:
         """The sum over all series that have those labels."""
         wanted = set(labels.items())
         with self._lock:
             return sum(
-                count for (known, at), count in self._counts.items() if known == name and wanted <= set(at)
+                counter.value
+                for (known, at), counter in self._counts.items()
+                if known == name and wanted <= set(at)
             )
 
     def text(self, gauges: Callable[[], Mapping[tuple[str, Labels], float]]) -> str:
         """Everything in the text format of Prometheus."""
         with self._lock:
-            values = {**self._counts, **gauges()}
+            values = {key: counter.value for key, counter in self._counts.items()}
+        values |= gauges()
         lines: list[str] = []
         for kind, names in (("counter", COUNTERS), ("gauge", GAUGES)):
             for name, about in names.items():

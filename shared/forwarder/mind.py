@@ -19,7 +19,7 @@ from shared.forwarder.decide import (
     references_of,
 )
 from shared.forwarder.gather import Message, Outbox, Pace
-from shared.forwarder.metrics import Metrics
+from shared.forwarder.metrics import Counter, Metrics
 
 
 class Mind:
@@ -33,6 +33,7 @@ class Mind:
         self._etcd = Etcd()
         self._references = References()
         self._outbox = Outbox(pace)
+        self._counters: dict[tuple[str, str], tuple[Counter, Counter]] = {}
         self._lock = threading.Lock()
 
     def begin_list(self, source: Source) -> None:
@@ -130,8 +131,13 @@ class Mind:
     def _take(self, reason: Reason | None, now: float) -> None:
         if reason is None:
             return
-        self.metrics.count("reasons_total", event=reason.event, why=reason.why)
+        counters = self._counters.get((reason.event, reason.why))
+        if counters is None:
+            found = self.metrics.counter("reasons_total", event=reason.event, why=reason.why)
+            gathered = self.metrics.counter("gathered_total", event=reason.event)
+            counters = self._counters[reason.event, reason.why] = found, gathered
+        counters[0].value += 1
         if self._outbox.add(reason, now):
-            self.metrics.count("gathered_total", event=reason.event)
+            counters[1].value += 1
         else:
             self.wake.set()

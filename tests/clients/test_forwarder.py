@@ -154,7 +154,7 @@ def test_the_content_of_a_secret_never_reaches_the_forwarder(kubernetes: LocalKu
 
 def test_a_burst_becomes_one_message_that_counts_it(kubernetes: LocalKubernetes) -> None:
     kept = Kept()
-    with Running(kubernetes, kept, pace=Pace(quiet=0.5, longest=5, gap=0.1)) as running:
+    with Running(kubernetes, kept, pace=Pace(quiet=2, longest=9, gap=0.1)) as running:
         running.ready()
         for number in range(200):
             kubernetes.put(PODS, pod(f"p-{number}", unschedulable=True))
@@ -344,7 +344,7 @@ def test_etcd_is_unhealthy_when_the_api_server_says_so_twice(kubernetes: LocalKu
     kubernetes.faults.append(Fault(on("GET", "/readyz/etcd"), status=500, times=100, body={}))
     with Running(kubernetes, kept, clock=Clock(speed=60), etcd_interval=10.0):
         (message,) = until(lambda: kept.of("EtcdUnhealthy"))
-        assert message.whys == ("NotReady",)
+        assert message.whys == ["NotReady"]
 
 
 def start_process(environ: dict[str, str], log: Path) -> subprocess.Popen[bytes]:

@@ -188,3 +188,31 @@ def test_a_slow_reader_gets_every_line_or_an_error(client: KubeClient, kubernete
             put_pod(kubernetes, name, padding="x" * 10_000)
         time.sleep(0.2)
         assert [name for _, name in read(iter(watch), len(names))] == names
+
+
+def test_a_reader_that_lingers_reads_at_once_what_came_meanwhile(
+    client: KubeClient, kubernetes: LocalKubernetes
+) -> None:
+    since = version(client)
+    with client.watch(PODS, since, seconds=60, linger=0.3) as watch:
+        lines = iter(watch)
+        put_pod(kubernetes, "first")
+        began = time.monotonic()
+        assert read(lines, 1) == [("ADDED", "first")]
+        names = [f"next-{number}" for number in range(50)]
+        for name in names:
+            put_pod(kubernetes, name)
+        assert [name for _, name in read(lines, 50)] == names
+        assert time.monotonic() - began >= 0.3
+
+
+def test_a_lingering_reader_is_woken_by_a_close(client: KubeClient, kubernetes: LocalKubernetes) -> None:
+    since = version(client)
+    with client.watch(PODS, since, seconds=60, linger=60) as watch:
+        put_pod(kubernetes, "last")
+        lines = iter(watch)
+        next(lines)
+        closer = threading.Timer(0.2, watch.close)
+        closer.start()
+        assert list(lines) == []
+        closer.join()
