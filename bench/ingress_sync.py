@@ -36,7 +36,7 @@ GATEWAY = f"{GROUP}/applicationGateways/gw"
 PUBLIC = f"{GROUP}/publicIPAddresses/ip"
 NOW = datetime(2026, 11, 23, 10, tzinfo=UTC)
 INGRESSES, HOSTS, SERVICES, ENDPOINTS = 1_000, 80, 95, 5_000
-ROUNDS = 9
+ROUNDS = 15
 Emit = Callable[[Figure], None]
 Document = dict[str, Any]
 
@@ -68,13 +68,16 @@ def _figures() -> list[Figure]:
     idle = [cpu(lambda: is_settled(again(settled))) for _ in range(ROUNDS)]
     whole = [cpu(lambda: decide_compiled(again(settled), settled.policy, NOW)) for _ in range(ROUNDS)]
     note = f"{INGRESSES} Ingress objects, {ENDPOINTS} endpoints, {HOSTS} hosts"
+    fastest = f"the fastest of {ROUNDS} rounds took {min(compiling) * 1e3:.0f} and {min(both) * 1e3:.0f} ms"
     prove_note = (
         f"{note}; {prove(fresh, compiled).requests} requests; the proof alone "
         f"{statistics.median(proving) * 1e3:.0f} ms; with validation and the plan's texts"
     )
     idle_note = f"by digests; compiling and comparing instead: {statistics.median(whole) * 1e3:.0f} ms"
     return [
-        at_most("ingress-compile", statistics.median(compiling) * 1e3, "ms CPU", 100, note=note),
+        at_most(
+            "ingress-compile", statistics.median(compiling) * 1e3, "ms CPU", 100, note=f"{note}; {fastest}"
+        ),
         at_most("ingress-compile-and-prove", statistics.median(both) * 1e3, "ms CPU", 300, note=prove_note),
         at_most("ingress-no-change", statistics.median(idle) * 1e3, "ms CPU", 50, note=idle_note),
     ]

@@ -153,8 +153,8 @@ class _Front:
 
     def require(self, collection: str, names: Iterable[str], what: str) -> None:
         """Refuses when the gateway has no such part."""
-        for name in names:
-            if name and name.lower() not in self.there.get(collection, ()):
+        for name in filter(None, names):
+            if name.lower() not in self.there.get(collection, ()):
                 raise Refusal(
                     "No" + "".join(word[0].upper() + word[1:] for word in what.split()),
                     f"the gateway has no {what} '{name}'; add it there or correct the annotation",
@@ -358,14 +358,15 @@ class _Translator:
 
     def _grouped(self, by_host: dict[str, list[PathRule]]) -> tuple[Site, ...]:
         """Hosts with the same rules and certificate together."""
-        groups: dict[tuple[tuple[PathRule, ...], Tls | None, str], list[str]] = {}
+        groups: dict[tuple[tuple[int, ...], Tls | None, str], list[str]] = {}
         for host, rules in by_host.items():
             tls = self._tls_for(host)
             http = "serve" if tls is None else self._http(host)
-            groups.setdefault((tuple(rules), tls, http), []).append(host)
+            # Hosts of one rule hold the very same values, and by identity they are told apart quickly.
+            groups.setdefault((tuple(map(id, rules)), tls, http), []).append(host)
         return tuple(
-            Site(hosts=tuple(sorted(hosts)), rules=rules, tls=tls, http=http)
-            for (rules, tls, http), hosts in groups.items()
+            Site(hosts=tuple(sorted(hosts)), rules=tuple(by_host[hosts[0]]), tls=tls, http=http)
+            for (_, tls, http), hosts in groups.items()
         )
 
     def _http(self, host: str) -> str:

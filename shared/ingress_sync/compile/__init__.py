@@ -193,7 +193,7 @@ class _Compilation:
 
     def _parts(self, cells: Cells, bundles: list[Bundle]) -> Parts:
         made = Parts(self.gateway_id, self.names, self.foreign, self.backends)
-        Assembler(made, cells.targets, cells.probed, self.rewrites).assemble(bundles)
+        Assembler(made, cells.targets, cells.probed(), self.rewrites).assemble(bundles)
         return made
 
     def _full(self, made: Parts) -> dict[str, str]:

@@ -54,8 +54,7 @@ class Cells:
         self.targets: list[Target] = []
         self.warnings: list[Finding] = []
         self.deviations: dict[str, set[str]] = {}
-        self.probed: dict[Backend, tuple[str, str]] = {}
-        """Host and path for the default probe of a backend: the least of the routes that lead to it."""
+        self._probed: dict[int, tuple[str, str]] = {}
         self._numbers: dict[Target, int] = {}
         self._by_id: dict[tuple[int, str, str, str], int] = {}
         self._protocols: dict[tuple[str, int], str] = {}
@@ -131,7 +130,7 @@ class Cells:
             number = self._redirect(key, route) if is_redirect else self._number(rule)
             cell.entries.append(Entry(rule.path, rule.match, number, route.owner, is_default=rule.is_default))
             if not is_redirect:
-                self._probe(rule, key.host)
+                self._probe(number, rule.path, key.host)
 
     def _compare(self, cell: Cell, key: CellKey, route: Route, tls: Tls | None) -> None:
         """Say what of a listener another object has settled already."""
@@ -174,14 +173,22 @@ class Cells:
             self.targets.append(target)
         return known
 
-    def _probe(self, rule: PathRule, host: str) -> None:
-        probe = rule.backend.settings.probe
-        if (probe.host or probe.picks_host) and probe.path:
-            return
-        candidate = ("~" if not host or "*" in host or "?" in host else host, rule.path.rstrip("*") or "/")
-        known = self.probed.get(rule.backend)
+    def _probe(self, number: int, path: str, host: str) -> None:
+        candidate = ("~" if not host or "*" in host or "?" in host else host, path.rstrip("*") or "/")
+        known = self._probed.get(number)
         if known is None or candidate < known:
-            self.probed[rule.backend] = candidate
+            self._probed[number] = candidate
+
+    def probed(self) -> dict[Backend, tuple[str, str]]:
+        """Host and path for the default probe of each backend: the least of the routes that lead to it. A
+        host "~" is none.
+        """
+        found: dict[Backend, tuple[str, str]] = {}
+        for number, candidate in self._probed.items():
+            backend = self.targets[number].backend
+            if backend is not None:
+                found[backend] = min(candidate, found.get(backend, candidate))
+        return found
 
 
 def _keys(route: Route, site: Site) -> Iterator[CellKey]:
