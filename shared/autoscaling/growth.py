@@ -91,9 +91,30 @@ def _checked(work: Work, driver: Driver, wish: Wish) -> Fresh:
         raise Declined(
             f"{pool.name} was planned for with {was} machines and has {fresh.capacity}; planning anew"
         )
+    if unseen := _unseen(work, pool.id, fresh):
+        raise Declined(f"Azure does not list {unseen} yet, which was made minutes ago; that is not believed")
     if to > pool.max:
         raise UnsafePlanError(f"{pool.name} may have {pool.max} machines, {to} were wanted")
     return fresh
+
+
+def _unseen(work: Work, pool_id: str, fresh: Fresh) -> str:
+    """A machine that was made and is not in the answer; empty for pools that have etags instead."""
+    note = work.ledger.pools.get(pool_id)
+    members = fresh.document.get("members", ())
+    return next((one.rpartition("/")[2] for one in (note.made if note else ()) if one not in members), "")
+
+
+def _note_made(work: Work, growth: Growth, count: int) -> None:
+    """Machines whose creation was taken; the first ones of those announced."""
+    machines = growth.announced[1::2][:count]
+    work.ledger.note(growth.pool).made |= {one.lower(): work.now for one in machines}
+
+
+def _forget_made(work: Work, growth: Growth) -> None:
+    """What became of them is not known: the pool's own list says it."""
+    made, ours = work.ledger.note(growth.pool).made, {one.lower() for one in growth.announced}
+    work.ledger.note(growth.pool).made = {one: at for one, at in made.items() if one not in ours}
 
 
 def _check_machines(work: Work, driver: Driver, wish: Wish, fresh: Fresh) -> None:
@@ -145,6 +166,7 @@ def _ask(work: Work, wish: Wish, driver: Driver, fresh: Fresh) -> Outcome:
         _undo(work, growth, kept)
         return _refused(work, action, pool, error)
     work.remember_model(pool.id, driver)
+    _note_made(work, growth, len(begun))
     growth.status_urls = [one.status_url for one in begun if one.status_url]
     work.save()
     work.look_again(poll_due(growth.at, None, work.now))
@@ -242,6 +264,8 @@ def _ended(work: Work, growth: Growth, failed: list[Progress]) -> Outcome:
     work.pools_changed()
     if failed or len(growth.status_urls) < len(growth.announced) // 2:
         _sweep(work, growth)
+    if failed:
+        _forget_made(work, growth)
     if failed and not others:
         return _finish(work, growth, "a later change of the pool took over from it")
     if not failed:

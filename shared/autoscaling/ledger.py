@@ -24,6 +24,8 @@ from shared.model.plan import utc
 HOUR = timedelta(hours=1)
 GROWTH_PATIENCE = timedelta(minutes=30)
 """An operation that has not ended by then is no longer asked about; its machines are judged by themselves."""
+LONGEST_LAG = timedelta(minutes=10)
+"""Reads of Azure are believed to be at most this late."""
 
 
 class Phase(enum.StrEnum):
@@ -111,6 +113,10 @@ class Cleanup(_Entry):
     machine: str
     at: datetime
     is_sure: bool = False
+    seen_at: datetime | None = None
+    """When the machine was there after all, where that is not sure."""
+    accepted_at: datetime | None = None
+    """When Azure took the deletion; from then on it is only looked at."""
     asked_at: datetime | None = None
     attempts: int = 0
     message: str = ""
@@ -140,6 +146,10 @@ class PoolNote(_Entry):
     backoff: Rest | None = None
     model: dict[str, Any] | None = None
     """Availability sets: what new machines are made like (pools.availability_set.Model)."""
+    made: dict[str, datetime] = {}
+    """Availability sets: machines that Azure took the creation of, lower case, and when. A list that lags
+    does not have them, and there is no etag that would tell.
+    """
 
 
 class Ledger(_Entry):
@@ -155,7 +165,9 @@ class Ledger(_Entry):
 
     def document(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state document with this ledger in it; empty parts are left out."""
-        self.pools = {pool: note for pool, note in self.pools.items() if note.backoff or note.model}
+        self.pools = {
+            pool: note for pool, note in self.pools.items() if note.backoff or note.model or note.made
+        }
         kept = {name: value for name, value in state.items() if name not in KEYS}
         own: dict[str, Any] = msgspec.to_builtins(self)
         return kept | {name: value for name, value in own.items() if value not in (None, {}, [])}
@@ -170,6 +182,7 @@ class Ledger(_Entry):
         self.additions = [change for change in self.additions if now - change.at < HOUR]
         self.removals = [change for change in self.removals if now - change.at < HOUR]
         for note in self.pools.values():
+            note.made = {one: at for one, at in note.made.items() if now - at < LONGEST_LAG}
             if note.backoff and now - note.backoff.until > HOUR:
                 note.backoff = None
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from shared.autoscaling.facts import Pool
 from shared.autoscaling.growth import BUSY_WAIT, Declined
-from shared.autoscaling.ledger import Change, Cleanup, Phase, Removal
+from shared.autoscaling.ledger import LONGEST_LAG, Change, Cleanup, Phase, Removal
 from shared.autoscaling.observe import machine_of
 from shared.autoscaling.pools.driver import Driver, Machine, MachineState
 from shared.autoscaling.work import Work, poll_due
@@ -43,9 +43,9 @@ DELETE_PATIENCE = timedelta(minutes=30)
 """A machine that cannot be deleted for so long is given up, and told about."""
 CLEAN_AGAIN = timedelta(seconds=20)
 CLEAN_SLOWLY = timedelta(minutes=10)
-QUICK_ATTEMPTS = 10
-BELIEVED_AFTER = timedelta(minutes=10)
-"""Reads of Azure may lag: that a machine is there after all is believed when it still is after so long."""
+DELETE_AGAIN = timedelta(minutes=3)
+"""A deletion that was taken and has not happened is asked for again after so long."""
+CLEAN_QUICKLY_FOR = timedelta(minutes=30)
 
 
 # Beginning
@@ -363,6 +363,7 @@ def _look_for(work: Work, unknown: list[Removal]) -> list[Outcome]:
 def _done(work: Work, removal: Removal, how: str) -> Outcome:
     """The machine is gone: so is its Node, whoever deletes it first."""
     work.ledger.draining.pop(removal.key, None)
+    work.ledger.note(removal.pool).made.pop(removal.machine, None)
     for entry in work.ledger.cleanups.values():
         entry.is_sure = entry.is_sure or entry.machine == removal.machine
     work.pools_changed()
@@ -392,7 +393,8 @@ def follow_cleanups(work: Work) -> list[Outcome]:
     outcomes: list[Outcome] = []
     busy = {one.machine for one in work.ledger.draining.values()}
     for key, entry in list(work.ledger.cleanups.items()):
-        pause = CLEAN_AGAIN if entry.attempts < QUICK_ATTEMPTS else CLEAN_SLOWLY
+        is_slow = entry.seen_at is not None or work.now - entry.at > CLEAN_QUICKLY_FOR
+        pause = CLEAN_SLOWLY if is_slow else CLEAN_AGAIN
         if entry.machine in busy:
             continue
         if entry.asked_at and work.now - entry.asked_at < pause:
@@ -411,18 +413,13 @@ def follow_cleanups(work: Work) -> list[Outcome]:
 def _clean(work: Work, key: str, entry: Cleanup) -> list[Outcome]:
     entry.asked_at, entry.attempts = work.now, entry.attempts + 1
     if not entry.is_sure and _exists(work, entry.machine):
-        if work.now - entry.at > BELIEVED_AFTER:
+        if work.now - entry.at > LONGEST_LAG:
             del work.ledger.cleanups[key]  # the machine needs it
         else:
-            entry.attempts = QUICK_ATTEMPTS
+            entry.seen_at = work.now
             work.look_again(CLEAN_SLOWLY)
         return []
-    entry.message = ""
-    try:
-        begun = work.arm.delete(entry.id)
-    except NotFoundError:
-        begun = None
-    if begun is not None and begun.status != 204:
+    if not _is_gone(work, entry):
         work.look_again(CLEAN_AGAIN)
         return []
     del work.ledger.cleanups[key]
@@ -438,9 +435,22 @@ def _clean(work: Work, key: str, entry: Cleanup) -> list[Outcome]:
     return [Outcome(action=action, status=Status.SUCCEEDED, message=message, data={"event": "CleanedUp"})]
 
 
-def _exists(work: Work, machine: str) -> bool:
+def _is_gone(work: Work, entry: Cleanup) -> bool:
+    """Ask for its deletion; once that is taken only look, for a while."""
+    entry.message = ""
+    if entry.accepted_at and work.now - entry.accepted_at < DELETE_AGAIN:
+        return not _exists(work, entry.id)
     try:
-        work.arm.get(machine)
+        begun = work.arm.delete(entry.id)
+    except NotFoundError:
+        return True
+    entry.accepted_at = work.now
+    return begun.status == 204
+
+
+def _exists(work: Work, resource: str) -> bool:
+    try:
+        work.arm.get(resource)
     except NotFoundError:
         return False
     return True

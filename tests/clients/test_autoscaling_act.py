@@ -464,6 +464,20 @@ def test_a_set_grows_and_its_machines_become_nodes(world: World) -> None:
     assert app.state["pools"][pool.lower()]["model"]["nextNumber"] == 3
 
 
+def test_a_list_that_lags_behind_new_machines_of_a_set_is_not_built_upon(world: World) -> None:
+    pool = add_availability_set(world.arm, 1)
+    world.enrol(pool)
+    app = App(world)
+    app.carry_out(up(pool, 1, 3))
+    world.advance(90)
+    app.follow()
+    world.arm.core.read_stale(300, "availabilitySets", times=4)
+    (outcome,) = app.carry_out(up(pool, 1, 3))
+    assert outcome.status is Status.SKIPPED
+    assert "does not list k8s-agentpool1-16334397-1 yet" in outcome.message
+    assert world.arm.recorder.count("PUT", "/virtualMachines/") == 2
+
+
 def test_an_interface_made_for_a_machine_that_never_came_is_deleted(world: World) -> None:
     pool = add_availability_set(world.arm, 1)
     world.enrol(pool)
