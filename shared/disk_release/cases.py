@@ -247,6 +247,8 @@ def _needs_disk(case: Case, policy: DiskReleasePolicy, now: datetime) -> bool:
     node = case.node
     if key(case.disk_id) not in case.observation.census or node is None or node.is_ready:
         return True
+    if case.machine.is_absent or not case.observation.census[key(case.disk_id)].is_owned_by(case.vm):
+        return True
     release = case.observation.state.release_of(case.vm)
     taint = node.out_of_service
     tainted_at = (release.tainted_at if release else None) or (taint.added_at if taint else None)

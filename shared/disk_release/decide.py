@@ -10,7 +10,7 @@ Parameters of every action: `verdict`, `situation`, `vm` (resource id), `vmId`, 
 `zone`, `epoch`, `disks` [{`id`, `uniqueId`, `lun`}]; and
 
     PowerOffVM              `method` (powerOff, without shutdown, or deallocate), `deadlineSeconds`
-    TaintNode, UntaintNode  `nodeVersion`
+    TaintNode, UntaintNode  `nodeVersion`; `ground` gone where the VM is
     DetachDisk, ForceDetachDisk   `ground`, `deadlineSeconds`
     DeleteVolumeAttachment  `ground`, `attachment`, `attachmentUid`, `attachmentVersion`
     RemoveFinalizer         the same without ground, `finalizer`
@@ -252,7 +252,8 @@ class _Builder:
                 return {"method": self.policy.fence_with, "deadlineSeconds": seconds}
             case ActionKind.TAINT_NODE:
                 node = self.observation.nodes.get(first.node)
-                return {"nodeVersion": node.version if node else ""}
+                ground = {"ground": first.ground} if first.ground else {}
+                return {"nodeVersion": node.version if node else "", **ground}
             case ActionKind.DETACH_DISK | ActionKind.FORCE_DETACH_DISK:
                 return detach
             case ActionKind.REAPPLY_VM:

@@ -210,7 +210,11 @@ def force_comes_last(moment: Moment) -> str:
 def identity(moment: Moment) -> str:
     scene, wanted = moment.scene, moment.action.parameters
     needs_vm = moment.kind in ARM_WRITES or moment.kind is ActionKind.TAINT_NODE
-    if needs_vm and (moment.machine is None or moment.machine.vm_id != wanted["vmId"]):
+    if (
+        needs_vm
+        and moment.ground != Ground.GONE
+        and (moment.machine is None or moment.machine.vm_id != wanted["vmId"])
+    ):
         return "another VM, or none, has the name"
     by_node = moment.kind in (ActionKind.POWER_OFF_VM, ActionKind.TAINT_NODE) or moment.ground == Ground.IDLE
     if by_node and moment.kind not in ON_ATTACHMENTS:
@@ -240,7 +244,7 @@ def fresh(moment: Moment) -> str:
     if asks_vm and (read_at is None or moment.at - read_at > limit):
         return "the VM was read too long ago"
     asks_disks = moment.kind in DETACHES or moment.kind is ActionKind.REMOVE_FINALIZER
-    asks_disks = asks_disks or moment.ground in (Ground.GONE, Ground.FREE)
+    asks_disks = asks_disks or (moment.kind in ON_ATTACHMENTS and moment.ground in (Ground.GONE, Ground.FREE))
     if asks_disks and any(d.read_at is None or moment.at - d.read_at > limit for d in seen.disks):
         return "a disk was read too long ago, or in a list"
     fence = seen.release.last(ActionKind.POWER_OFF_VM) if seen.release else None
@@ -251,7 +255,7 @@ def fresh(moment: Moment) -> str:
     return ""
 
 
-@each("I5", ActionKind.DELETE_VOLUME_ATTACHMENT)
+@each("I5", ActionKind.DELETE_VOLUME_ATTACHMENT, ActionKind.TAINT_NODE)
 def absence(moment: Moment) -> str:
     if moment.ground != Ground.GONE:
         return ""
@@ -347,7 +351,8 @@ def taint(moment: Moment) -> str:
             return "tainted already"
         if node.is_ready:
             return "the node is Ready"
-        return "" if machine is not None and machine.is_off else "the VM is not off"
+        is_gone = moment.ground == Ground.GONE and moment.scene.machine.is_absent
+        return "" if is_gone or (machine is not None and machine.is_off) else "the VM is not off"
     if node.our_taint is None:
         return "the taint is not ours"
     return "" if _may_untaint(moment) else "the taint is still needed"
@@ -416,6 +421,7 @@ def shared_disks(moment: Moment) -> str:
     """Whoever is gone for certain may be forgotten; nobody else may be touched."""
     takes_part = moment.kind in DETACHES or moment.ground == Ground.LOST
     takes_part = takes_part or moment.kind in (ActionKind.POWER_OFF_VM, ActionKind.TAINT_NODE)
+    takes_part = takes_part and moment.ground != Ground.GONE
     shared = [c.name for c in moment.scene.cases if c.disk.value is not None and c.disk.value.is_shared]
     if takes_part and shared and not moment.policy.shared_disks:
         return f"{', '.join(shared)} may belong to several VMs"
@@ -538,6 +544,8 @@ def _too_many(moment: Moment) -> Iterator[str]:
 
 @each("I18", *DETACHES, ActionKind.POWER_OFF_VM, ActionKind.TAINT_NODE)
 def frozen(moment: Moment) -> str:
+    if moment.ground == Ground.GONE:
+        return ""  # nothing runs, and Azure has let the disk go by itself
     if moment.machine is not None and moment.machine.is_hibernated:
         return "the VM hibernates"
     busy = [c.name for c in moment.scene.cases if c.disk.value and c.disk.value.state not in FREE_TO_DETACH]

@@ -241,6 +241,8 @@ def _verdict(action: Action, observation: Observation) -> str:
     if action.kind in (ActionKind.UNTAINT_NODE, ActionKind.REMOVE_FINALIZER):
         return "Nudge"
     is_off = vm.value is not None and vm.value.is_off
+    if action.kind is ActionKind.TAINT_NODE:
+        return "Release" if is_off or vm.is_absent else "none"
     if action.kind is ActionKind.DELETE_VOLUME_ATTACHMENT:
         return "Release" if is_off and action.parameters.get("ground") == Ground.LOST else "Nudge"
     is_idle = action.parameters.get("ground") == Ground.IDLE

@@ -766,6 +766,17 @@ REQUIRED: dict[tuple[ActionKind, str], tuple[str, ...]] = {
         "DisksAreNotShared",
         "DisksAreFreeToDetach",
     ),
+    (ActionKind.TAINT_NODE, Ground.GONE): (
+        "ClusterReadIsFresh",
+        "VmReadIsFresh",
+        "VmIsGone",
+        "NodeIsTheSame",
+        "NodeIsNotReady",
+        "NodeIsNotTainted",
+        "ClusterIsNotFrozen",
+        "NothingIsExcluded",
+        "SomebodyWaits",
+    ),
     (ActionKind.UNTAINT_NODE, ""): ("TaintIsOurs", "TaintMustGo", "ClusterReadIsFresh"),
     (ActionKind.DETACH_DISK, Ground.FENCED): (
         *_DETACH,

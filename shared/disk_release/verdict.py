@@ -343,11 +343,22 @@ def _gone(look: _Look) -> _Answer | None:
         until = look.since(states.absent(case.vm)) + look.policy.limits.absence_gap
         until = max(until, look.now + timedelta(seconds=1))
         return look.wait("S3", "AbsenceNotProven", why, until, "a second read that finds nothing proves it")
+    if _keeps_pods(look):
+        message = f"VM {look.vm_name} is gone, and its node keeps its pods"
+        return look.act(Kind.RELEASE, "S3", "NodeOfNoMachine", message, ActionKind.TAINT_NODE, Ground.GONE)
     if case.is_owned:
         until = look.since(states.absent(case.vm)) + LINGER
         message = f"VM {look.vm_name} is gone and the disk still names it"
         return look.wait("S3", "OwnerLingers", message, until, "the disk naming nothing would change it")
     return _free_disk(look, Ground.GONE, f"VM {look.vm_name} is gone")
+
+
+def _keeps_pods(look: _Look) -> bool:
+    """Whether pods stay bound to the node of a VM that is gone. By itself that ends when the cloud provider
+    deletes the Node, out of a cache that is up to ten minutes old.
+    """
+    node = look.node
+    return node is not None and not node.is_ready and not node.out_of_service and bool(look.case.pods_here)
 
 
 def _node_gone(look: _Look) -> _Answer:

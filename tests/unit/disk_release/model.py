@@ -73,7 +73,7 @@ POLICY = DiskReleasePolicy(
 )
 YOUNG, OLD = ago(2), ago(3600)
 
-GONE, FIRST, SECOND = 0, 1, 2  # identities of a VM
+GONE, FIRST, SECOND, NOBODY = 0, 1, 2, 3  # identities of a VM; NOBODY is that of a release of none
 RUNNING, STOPPED, STARTING = 0, 1, 2
 NONE, OFF, DETACH, FORCE, DRIVER = (
     0,
@@ -388,7 +388,7 @@ def _see(sightings: dict[str, Sighting], name: str, age: int) -> None:
 def _release(number: int, flight: Flight) -> Release:
     return Release(
         vm=vm(NAMES[number]),
-        vm_id=f"vm-{number}-{flight.identity}",
+        vm_id="" if flight.identity == NOBODY else f"vm-{number}-{flight.identity}",
         epoch=1,
         begun_at=YOUNG,
         reason="",
@@ -442,7 +442,7 @@ def _flight(release: Release | None) -> Flight:
         return Flight()
     tainted_at = release.tainted_at
     return Flight(
-        identity=int(release.vm_id[-1]),
+        identity=int(release.vm_id[-1]) if release.vm_id else NOBODY,
         tainted=0 if tainted_at is None else 1 if NOW - tainted_at < timedelta(seconds=30) else 2,
         writes=tuple(
             Write(
@@ -466,7 +466,7 @@ def order_of(action: Action) -> Order:
         (
             action.kind,
             str(wanted.get("ground", ""))
-            if "Volume" in action.kind or action.kind is ActionKind.DETACH_DISK
+            if "Volume" in action.kind or action.kind in (ActionKind.DETACH_DISK, ActionKind.TAINT_NODE)
             else "",
         )
     )

@@ -110,8 +110,20 @@ ACTIONS: dict[str, tuple[Callable[[], Scene], ActionKind, str, str]] = {
         "Release",
         "S2",
     ),
-    "S3 VM gone, disk free": (
+    "S3 VM gone, its node keeps its pods": (
         lambda: dead().detach("d1", "a").absent("a", since=40),
+        ActionKind.TAINT_NODE,
+        "Release",
+        "S3",
+    ),
+    "S3 VM gone, the disk not yet free": (
+        lambda: dead().absent("a", since=40),
+        ActionKind.TAINT_NODE,
+        "Release",
+        "S3",
+    ),
+    "S3 VM gone, disk free": (
+        lambda: dead().no_pod().detach("d1", "a").absent("a", since=40),
         ActionKind.DELETE_VOLUME_ATTACHMENT,
         "Nudge",
         "S3",
@@ -174,7 +186,7 @@ ACTIONS: dict[str, tuple[Callable[[], Scene], ActionKind, str, str]] = {
         "S10",
     ),
     "S16 lease of a gone machine": (
-        lambda: unmanaged().silent("a").absent("a", since=40),
+        lambda: unmanaged().no_pod().silent("a").absent("a", since=40),
         ActionKind.BREAK_LEASE,
         "Release",
         "S16",
@@ -248,15 +260,19 @@ WAITS_AND_REPORTS: dict[str, tuple[Callable[[], Scene], str, str]] = {
     "S2 Kubernetes has its turn": (lambda: tainted(20), "Wait", "KubernetesDetaches"),
     "S2 node does not know yet": (lambda: Scene().off("a").releasing("a"), "Wait", "NodeNotYetSilent"),
     "S3 found gone once": (lambda: dead().detach("d1", "a").absent("a"), "Wait", "AbsenceNotProven"),
-    "S3 disk lingers": (lambda: dead().absent("a", since=40), "Wait", "OwnerLingers"),
-    "S3 disk lingers for long": (lambda: dead().absent("a", since=600), "Report", "OwnerLingers"),
+    "S3 disk lingers": (lambda: dead().no_pod().absent("a", since=40), "Wait", "OwnerLingers"),
+    "S3 disk lingers for long": (
+        lambda: dead().no_pod().absent("a", since=600),
+        "Report",
+        "OwnerLingers",
+    ),
     "S3 attacher can act": (
-        lambda: dead().detach("d1", "a").absent("a", since=40).deleting(),
+        lambda: dead().no_pod().detach("d1", "a").absent("a", since=40).deleting(),
         "Wait",
         "AttacherFinishes",
     ),
     "S3 attacher does not get on": (
-        lambda: dead().detach("d1", "a").absent("a", since=900).deleting(seconds=800),
+        lambda: dead().no_pod().detach("d1", "a").absent("a", since=900).deleting(seconds=800),
         "Report",
         "AttacherFinishes",
     ),
@@ -315,7 +331,7 @@ WAITS_AND_REPORTS: dict[str, tuple[Callable[[], Scene], str, str]] = {
         "SlotsFull",
     ),
     "S16 lease, not allowed": (
-        lambda: with_policy(unmanaged().silent("a").absent("a", since=40), break_leases=False),
+        lambda: with_policy(unmanaged().no_pod().silent("a").absent("a", since=40), break_leases=False),
         "Report",
         "LeasesMayBeBroken",
     ),

@@ -46,6 +46,7 @@ Change = Callable[[Scene], object]
 BASES: dict[tuple[ActionKind, str], tuple[World, ...]] = {
     (ActionKind.POWER_OFF_VM, ""): (lambda: dead().volume("d2", node="a", pod="db-1"), dead),
     (ActionKind.TAINT_NODE, ""): (lambda: stopped().releasing("a", FENCED), stopped),
+    (ActionKind.TAINT_NODE, "gone"): (lambda: dead().detach("d1", "a").absent("a", since=100),),
     (ActionKind.UNTAINT_NODE, ""): (
         lambda: Scene().off("a").taint("a").releasing("a", FENCED, tainted=5),
         lambda: dead().off("a", "starting").taint("a").releasing("a", FENCED, tainted=5),
@@ -56,7 +57,9 @@ BASES: dict[tuple[ActionKind, str], tuple[World, ...]] = {
         lambda: tainted().releasing("a", FENCED, PLAIN_FAILED, tainted=100),
         lambda: going(tainted().releasing("a", FENCED, PLAIN_FAILED, tainted=100)),
     ),
-    (ActionKind.DELETE_VOLUME_ATTACHMENT, "gone"): (lambda: dead().detach("d1", "a").absent("a", since=100),),
+    (ActionKind.DELETE_VOLUME_ATTACHMENT, "gone"): (
+        lambda: dead().no_pod().detach("d1", "a").absent("a", since=100),
+    ),
     (ActionKind.DELETE_VOLUME_ATTACHMENT, "free"): (
         lambda: Scene().no_pod().detach("d1", "a").gone_node("a").seen(unowned(disk("d1"), ""), 100),
     ),
