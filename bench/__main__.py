@@ -14,7 +14,7 @@ import msgspec
 
 from bench.figure import Figure
 
-AREAS = ("footprint", "autoscaling", "ingress_sync", "forwarder", "etcd_backup")
+AREAS = ("footprint", "autoscaling", "disk_release", "ingress_sync", "forwarder", "etcd_backup")
 """Modules of this package; each has `run(wants, emit)`, which measures what is wanted, figure by figure."""
 
 
