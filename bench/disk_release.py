@@ -1,7 +1,7 @@
 """Deciding about the disks of a large cluster: 1,000 nodes with five disks each, from raw objects to a plan.
 
-CPU seconds of one thread, medians of several rounds, since the machine may be busy. The single reads of Azure that
-a look asks for are counted.
+CPU seconds of one thread, medians of several rounds, since the machine may be busy. The single reads of Azure
+that a look asks for are counted.
 """
 
 from __future__ import annotations
