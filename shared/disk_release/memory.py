@@ -15,7 +15,7 @@ from shared.disk_release.cases import Case, cases, disk_fact
 from shared.disk_release.observation import Observation
 from shared.disk_release.rules import AT_REST
 from shared.disk_release.settle import Standing, judge_all, note
-from shared.disk_release.state import Release, ReleaseState
+from shared.disk_release.state import Release, ReleaseState, WriteState
 from shared.model.disk import key
 from shared.model.plan import ActionKind
 
@@ -91,10 +91,18 @@ def _is_over(release: Release, free: set[str], observation: Observation, now: da
         return not observation.attachments_of_node.get(release.node)
     if machine.value is not None and machine.value.vm_id != release.vm_id:
         return True
-    if set(release.disks) <= free:
+    if set(release.disks) <= free or _fence_is_due_again(release, observation, now):
         return True
     is_back = machine.value is not None and not machine.value.is_off and node is not None and node.is_ready
     return is_back and not _failed_lately(release, observation, now)
+
+
+def _fence_is_due_again(release: Release, observation: Observation, now: datetime) -> bool:
+    """The fence failed, people were told, and the window for the next ones has begun: it may work now."""
+    fence = release.last(ActionKind.POWER_OFF_VM)
+    if fence is None or fence.state is not WriteState.FAILED or fence is not release.writes[-1]:
+        return False
+    return now - (fence.ended_at or fence.at) >= observation.policy.limits.fence_window
 
 
 def _failed_lately(release: Release, observation: Observation, now: datetime) -> bool:

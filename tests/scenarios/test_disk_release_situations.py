@@ -177,6 +177,28 @@ def test_s3_a_deleted_machine_leaves_no_attachment_behind(world: World, keep: An
     assert world.seconds - began < 300
 
 
+def test_s3_the_node_of_a_machine_that_is_gone_does_not_keep_its_pods(world: World, keep: Any) -> None:
+    world.cloud.enabled = False
+    app, gone = keep(), world.pod("db-0").node
+    world.kill_kubelet(gone)
+    app.run(5)
+    world.delete_machine(gone)
+    seconds = app.until(lambda: runs_elsewhere(world, gone), within=400)
+    app.run(200)
+    assert seconds < 240 and world.corruptions == [] and app.writes() == []
+    assert app.events() == ["NodeTainted", "Released", "NodeUntainted"]
+
+
+def test_a_fence_that_failed_is_tried_again_in_the_next_window(world: World, keep: Any) -> None:
+    app, dead = keep(), world.pod("db-0").node
+    world.arm.core.endings.append(Ending(on="powerOff", times=2))
+    world.kill_kubelet(dead)
+    app.run(600)
+    assert app.left_alone()[f"db-0 on {dead}"] == "FenceFailed" and len(app.writes()) == 2
+    app.until(lambda: runs_elsewhere(world, dead), within=1200)
+    assert world.corruptions == [] and len(app.writes()) == 3
+
+
 def test_s3_a_404_once_proves_nothing(world: World, keep: Any) -> None:
     app, dead = keep(fence="never"), world.pod("db-0").node
     world.kill_kubelet(dead)
