@@ -13,7 +13,7 @@ PYTEST  = $(PY) -m pytest
 # Microsoft's own runtime package needs Python 3.13: where there is one, the app is tested under it too.
 RUNTIME = $(if $(filter-out $(PYTHON),$(shell sh sandbox/find-python 3.13)),.venv-3.13/done)
 
-.PHONY: package supply-chain all setup demo start test format bench e2e lock clean \
+.PHONY: rights package supply-chain all setup demo start test format bench e2e lock clean \
     check check-format check-lint check-types check-imports check-repository check-docs docs
 
 all: test check
@@ -27,10 +27,13 @@ start: setup           ## the local Functions host with Azurite, until Ctrl-C
 	@$(PY) -m sandbox host
 
 test: setup $(RUNTIME) ## unit, clients, functions, scenarios; ARGS="-k name" is handed to pytest
-	@rm -rf build/rights
-	@KUBEKEEPER_RIGHTS=1 $(PYTEST) -m "not e2e" -n 2 --dist loadfile --cov --cov-report= $(ARGS)
-	@$(if $(ARGS),,PYTHONPATH=.:tests $(PY) tests/rights.py check)
+	@$(PYTEST) -m "not e2e" -n 2 --dist loadfile --cov --cov-report= $(ARGS)
 	@echo "coverage of function_app, functions and shared: $$($(PY) -m coverage report --format=total) %"
+
+rights: setup          ## infra/ anew from what the tests of the automations ask Azure and Kubernetes for
+	@rm -rf build/rights
+	@KUBEKEEPER_RIGHTS=1 $(PYTEST) -q -m "not e2e" -n 2 --dist loadfile tests/clients tests/scenarios
+	@PYTHONPATH=.:tests $(PY) tests/rights.py write
 
 check: check-format check-lint check-types check-imports check-repository check-docs  ## `make -k check` goes on after a failure
 
