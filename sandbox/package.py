@@ -1,6 +1,6 @@
-"""`python -m sandbox package`: the zip that a deployment uploads, made of what .funcignore leaves, and its size.
+"""`python -m sandbox package`: the zip that a deployment uploads, made of what .funcignore leaves; its size.
 
-Packages are not in it: Azure installs requirements.txt itself (remote build), by the hashes that stand there.
+Packages are not in it: Azure installs requirements.txt itself (remote build), by the hashes in there.
 """
 
 from __future__ import annotations

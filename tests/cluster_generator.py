@@ -68,7 +68,9 @@ class _Generator:
         }
         if pick.random() < 0.3:
             allocatable[FPGA] = str(pick.randint(1, 4))
-        taints = ({"key": "dedicated", "value": name, "effect": "NoSchedule"},) if pick.random() < 0.25 else ()
+        taints = (
+            ({"key": "dedicated", "value": name, "effect": "NoSchedule"},) if pick.random() < 0.25 else ()
+        )
         nodes = min(15, int(pick.expovariate(0.25)))
         self.made.pool(
             name,
@@ -171,7 +173,9 @@ class _Generator:
         pod["spec"] |= {"runtimeClassName": RUNTIME, "overhead": OVERHEAD}
 
     def _node_selector(self, pod: Document) -> None:
-        pod["spec"]["nodeSelector"] = self.random.choice(({"tier": "gold"}, {"pool": "p0"}, {"tier": "silver"}))
+        pod["spec"]["nodeSelector"] = self.random.choice(
+            ({"tier": "gold"}, {"pool": "p0"}, {"tier": "silver"})
+        )
 
     def _node_affinity(self, pod: Document) -> None:
         pick = self.random
@@ -184,7 +188,9 @@ class _Generator:
             {"key": "rank", "operator": "Lt", "values": ["6"]},
             {"key": ZONE, "operator": "In", "values": [f"{LOCATION}-1", "0"]},
         )
-        terms = [{"matchExpressions": pick.sample(choices, pick.randint(1, 2))} for _ in range(pick.randint(1, 2))]
+        terms = [
+            {"matchExpressions": pick.sample(choices, pick.randint(1, 2))} for _ in range(pick.randint(1, 2))
+        ]
         affinity = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
         pod["spec"].setdefault("affinity", {})["nodeAffinity"] = affinity
 
@@ -253,7 +259,9 @@ class _Generator:
     # Volumes
 
     def _classes(self) -> list[Document]:
-        terms = [{"matchLabelExpressions": [{"key": DISK_ZONE, "values": [f"{LOCATION}-1", f"{LOCATION}-2"]}]}]
+        terms = [
+            {"matchLabelExpressions": [{"key": DISK_ZONE, "values": [f"{LOCATION}-1", f"{LOCATION}-2"]}]}
+        ]
         return [
             _storage_class("waits"),
             {**_storage_class("waits-zone"), "allowedTopologies": terms},

@@ -240,7 +240,7 @@ class Watch:
         self._answer = answer
         self._linger = linger
         self._rest_at = 0.0
-        self._has_waited = False
+        self._waited = 0.0
         self._closed = threading.Event()
 
     def __enter__(self) -> Self:
@@ -279,10 +279,9 @@ class Watch:
         import urllib3
 
         began = time.monotonic()
-        if self._linger and self._has_waited and began >= self._rest_at:
+        if self._linger and self._may_rest(began):
             self._closed.wait(self._linger)
             began = time.monotonic()
-            # A flood is read for as long as was rested, whatever it looks like, or it would never end.
             self._rest_at = began + self._linger
         try:
             chunk = self._answer.read1(1 << 16, decode_content=False) or b""
@@ -293,11 +292,17 @@ class Watch:
             raise UnavailableError(
                 f"the watch of {self._path} broke off ({_cause(error)}); it is taken up again"
             ) from error
-        self._has_waited = time.monotonic() - began > _WAITED_SECONDS
+        self._waited = time.monotonic() - began
         return chunk
 
+    def _may_rest(self, now: float) -> bool:
+        """Whether the last line had to be waited for. On a busy machine any read may take a while: a flood is
+        read for as long as was rested, or it would never end.
+        """
+        return self._waited > _IDLE_SECONDS or (self._waited > _WAITED_SECONDS and now >= self._rest_at)
 
-_WAITED_SECONDS = 0.001
+
+_WAITED_SECONDS, _IDLE_SECONDS = 0.001, 0.02
 _ERROR_LINE = b'{"type":"ERROR"'
 
 

@@ -1,4 +1,4 @@
-"""The status page in a real headless Chromium: axe-core finds nothing, and all of it works without scripts."""
+"""The status page in a real headless Chromium: axe-core finds nothing, and it all works without scripts."""
 
 from __future__ import annotations
 

@@ -272,8 +272,14 @@ def _refusal(pod: Document) -> str:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[KubeClient]:
-    without = "--disable-admission-plugins=ServiceAccount,StorageObjectInUseProtection,TaintNodesByCondition"
-    with ControlPlane.start(controllers=False, apiserver_arguments=(without,)) as plane:
+    arguments = (
+        "--disable-admission-plugins=ServiceAccount,StorageObjectInUseProtection,TaintNodesByCondition",
+        "--delete-collection-workers=8",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GOGC", "400")  # one cluster after another leaves much garbage
+        plane = ControlPlane.start(controllers=False, apiserver_arguments=arguments)
+    with plane:
         client = plane.client()
         until(lambda: client.find(f"{CORE}/namespaces/default") is not None)
         for name, labels in NAMESPACES.items():
