@@ -14,7 +14,15 @@ import msgspec
 
 from bench.figure import Figure
 
-AREAS = ("footprint", "autoscaling", "disk_release", "ingress_sync", "forwarder", "etcd_backup")
+AREAS = (
+    "footprint",
+    "autoscaling",
+    "disk_release",
+    "disk_timeline",
+    "ingress_sync",
+    "forwarder",
+    "etcd_backup",
+)
 """Modules of this package; each has `run(wants, emit)`, which measures what is wanted, figure by figure."""
 
 
