@@ -9,12 +9,13 @@ import sys
 from collections.abc import Callable
 from types import ModuleType
 
-from sandbox.demo import autoscaling, etcd_backup, ingress_sync
+from sandbox.demo import autoscaling, disk_release, etcd_backup, ingress_sync
 from sandbox.demo.screen import Screen
 from sandbox.demo.world import NotInTimeError
 
 CHAPTERS: dict[str, ModuleType] = {
     "autoscaling": autoscaling,
+    "disk-release": disk_release,
     "ingress-sync": ingress_sync,
     "etcd-backup": etcd_backup,
 }
