@@ -24,6 +24,14 @@ def ways(policy: AutoscalingPolicy, offers: Sequence[Offer]) -> list[Choice]:
     return [_choice(policy, measure) for measure in (_share, _whole)]
 
 
+def prices_decide(policy: AutoscalingPolicy, offers: Sequence[Offer]) -> bool:
+    """Whether nothing but an order of pools comes before their prices, and all prices are known."""
+    usable = [offer for offer in offers if not offer.closed]
+    others = [name for name in policy.scale_up.strategy if name != "priority"]
+    fallback = policy.scale_up.spot_fallback or not any(offer.pool.is_spot for offer in offers)
+    return others[:1] == ["price"] and fallback and all(offer.price is not None for offer in usable)
+
+
 def _choice(policy: AutoscalingPolicy, measure: Key) -> Choice:
     def choose(packer: Packer, group: Group, usable: Sequence[Offer]) -> Offer | None:
         count = packer.remaining[group.key]

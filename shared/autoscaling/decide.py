@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import msgspec
 
+from shared.autoscaling import node_by_node
 from shared.autoscaling.board import Group
-from shared.autoscaling.choose import total_cost, ways
+from shared.autoscaling.bound import quality
+from shared.autoscaling.choose import prices_decide, total_cost, ways
 from shared.autoscaling.consolidate import Replacement, action_of, find, note_of
 from shared.autoscaling.explain import explain
 from shared.autoscaling.facts import read_facts
@@ -22,7 +25,7 @@ from shared.autoscaling.observation import AUTOMATION, Observation
 from shared.autoscaling.pack import Offer, rank
 from shared.autoscaling.policy import AutoscalingPolicy
 from shared.autoscaling.scale_down import Removal, Review, replaced_nodes, review, waits
-from shared.autoscaling.scene import Scene, bound, set_scene
+from shared.autoscaling.scene import Scene, set_scene
 from shared.model.plan import Action, ActionKind, LeftAlone, Plan, utc
 
 GROUPS_TRIED_TWICE = 400
@@ -122,28 +125,38 @@ def _nominated_first(scene: Scene, groups: Sequence[Group]) -> list[Group]:
 
 
 def _pack_best(scene: Scene, groups: Sequence[Group]) -> None:
-    """The first way, unless another is better."""
-    first, *others = ways(scene.policy, scene.offers)
+    """In every way that is worth trying; the best result stays, of equal ones the first."""
+    tries = [partial(scene.packer.grow, groups, choice) for choice in ways(scene.policy, scene.offers)]
+    if len(groups) > GROUPS_TRIED_TWICE:
+        del tries[1:]
+    if prices_decide(scene.policy, scene.offers) and node_by_node.suits(scene.packer, groups):
+        tries.append(partial(_pack_nodes, scene, groups))
     kept = [(offer, offer.planned) for offer in scene.offers]
     mark = scene.board.mark()
-    scene.packer.grow(groups, first)
-    if len(groups) > GROUPS_TRIED_TWICE:
-        return
-    for choice in others:
-        result = _result(scene, groups)
+    results = []
+    for attempt in tries:
         scene.packer.undo(mark, kept)
-        scene.packer.grow(groups, choice)
-        if _result(scene, groups) >= result:
-            scene.packer.undo(mark, kept)
-            scene.packer.grow(groups, first)
+        attempt()
+        results.append(_result(scene, groups))
+    best = results.index(min(results))
+    if best != len(tries) - 1:
+        scene.packer.undo(mark, kept)
+        tries[best]()
+
+
+def _pack_nodes(scene: Scene, groups: Sequence[Group]) -> None:
+    """Node by node as far as that goes, the rest group by group."""
+    node_by_node.grow(scene.packer, groups)
+    scene.packer.grow(groups, ways(scene.policy, scene.offers)[0])
 
 
 def _result(scene: Scene, groups: Sequence[Group]) -> tuple[float, ...]:
     """Less is better: pods left, nodes of pools with a lower priority, cost."""
     left = sum(scene.packer.remaining[group.key] for group in groups)
-    preferred = -sum(offer.priority * offer.planned for offer in scene.offers)
+    top = max((offer.priority for offer in scene.offers), default=0)
+    lower = sum((top - offer.priority) * offer.planned for offer in scene.offers)
     first = scene.policy.scale_up.strategy[:1] == ("priority",)
-    return (left, preferred if first else 0, total_cost(scene.offers))
+    return (left, lower if first else 0, total_cost(scene.offers))
 
 
 def _pack_whole(scene: Scene, groups: Sequence[Group]) -> None:
@@ -161,8 +174,9 @@ def _growth(scene: Scene) -> Iterator[Action]:
     """One action for each pool that grows, the pools with the most pods first."""
     held = {offer.pool.id: _held(scene, offer) for offer in scene.offers}
     growing = [offer for offer in scene.offers if offer.rows]
+    gap = _gap(scene) if growing else ""
     for offer in sorted(growing, key=lambda one: (-held[one.pool.id], one.pool.id)):
-        yield _grow(scene, offer, held[offer.pool.id])
+        yield _grow(scene, offer, held[offer.pool.id], gap)
 
 
 def _held(scene: Scene, offer: Offer) -> int:
@@ -170,7 +184,7 @@ def _held(scene: Scene, offer: Offer) -> int:
     return sum(one.count for one in scene.board.placements if one.row in rows)
 
 
-def _grow(scene: Scene, offer: Offer, pods: int) -> Action:
+def _grow(scene: Scene, offer: Offer, pods: int, gap: str) -> Action:
     pool, floor = offer.pool, scene.floors[offer.pool.id]
     there, coming = len(scene.by_pool[pool.id]), scene.upcoming[pool.id]
     count = pool.max - scene.size(pool) if offer.whole else offer.planned
@@ -186,7 +200,7 @@ def _grow(scene: Scene, offer: Offer, pods: int) -> Action:
         evidence=(
             f"{there} nodes, {coming} on their way, at most {pool.max}",
             f"{pods} pods would go to its new nodes",
-            _gap(scene),
+            gap,
         ),
         preconditions=(
             f"the pool still has {pool.capacity} machines",
@@ -196,14 +210,7 @@ def _grow(scene: Scene, offer: Offer, pods: int) -> Action:
 
 
 def _gap(scene: Scene) -> str:
-    """How far from the best the whole plan can be at most."""
-    planned = sum(offer.planned for offer in scene.offers)
-    rows = {row for offer in scene.offers for row in offer.rows}
-    least = bound(scene, [(p.group, p.count) for p in scene.board.placements if p.row in rows])
-    least = max(least, 1)
-    if planned <= least:
-        return f"no plan can do with fewer than {planned} new nodes in all"
-    return f"{planned} new nodes in all, at most {planned / least - 1:.0%} above the optimum"
+    return quality(scene.board, scene.offers, len(scene.kubernetes.nodes) + len(scene.coming))
 
 
 # Instances that never became nodes, nodes that nobody needs

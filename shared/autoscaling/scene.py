@@ -5,7 +5,6 @@ Built once for each decision out of observation, facts and policy; the rest of t
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -418,17 +417,3 @@ def _quotas(scene: Scene) -> None:
                 )
                 shared[key] = Shared(left, "QuotaExceeded", text)
             offer.draws.append((shared[key], size.vcpus))
-
-
-def bound(scene: Scene, placed: Iterable[tuple[Group, int]]) -> int:
-    """No plan needs fewer nodes than this for pods that were given new ones: by the largest node offered."""
-    sums: Counter[str] = Counter()
-    for group, count in placed:
-        sums["pods"] += count
-        for name, amount in group.requests.items():
-            sums[name] += amount * count
-    most: Counter[str] = Counter()
-    for offer in scene.offers:
-        for name, amount in free_of(offer.template.node, ()).items():
-            most[name] = max(most[name], amount)
-    return max((math.ceil(total / most[name]) for name, total in sums.items() if most[name]), default=0)
