@@ -69,7 +69,7 @@ class Backends:
             name = (one.metadata.labels or {}).get(SERVICE_LABEL)
             if name:
                 self._slices.setdefault(_key(one.metadata.namespace, name), []).append(one)
-        self._pods = {_key(pod.metadata.namespace, pod.metadata.name): pod for pod in kubernetes.pods}
+        self._pods = {(pod.metadata.namespace, pod.metadata.name): pod for pod in kubernetes.pods}
         self._nodes = kubernetes.nodes
         self._canonical = self._shared_pools()
         self._resolved: dict[tuple[str, IngressServiceBackend], Resolved] = {}
@@ -254,7 +254,7 @@ class Backends:
         target = endpoint.target_ref
         if not self._policy.readiness_gate or target is None:
             return False
-        pod = self._pods.get(_key(one.metadata.namespace, target.name))
+        pod = self._pods.get((one.metadata.namespace, target.name))
         return pod is not None and waits_for_gateway(pod)
 
     def _nobody_answers(self, ready: list[str]) -> bool:
@@ -278,10 +278,11 @@ class Backends:
     def _pods_of(self, key: str) -> Iterable[Pod]:
         """The pods that slices refer to. A service without any has none, whatever pods have its port."""
         for one in self._slices.get(key, ()):
+            namespace = one.metadata.namespace
             for endpoint in one.endpoints or ():
                 target = endpoint.target_ref
                 if target is not None and target.kind == "Pod":
-                    pod = self._pods.get(_key(one.metadata.namespace, target.name))
+                    pod = self._pods.get((namespace, target.name))
                     if pod is not None:
                         yield pod
 

@@ -6,9 +6,12 @@ Made by `compile.compile_gateway`; read by `proof`, `decide`, `explain` and `act
 from __future__ import annotations
 
 import enum
+from hashlib import sha256
 from typing import Any
 
 import msgspec
+
+from shared.ingress_sync.routes import Route
 
 
 class Change(enum.IntEnum):
@@ -37,7 +40,6 @@ class Quarantined(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omi
     reason: str
     message: str
     kept_last_good: bool = False
-    digest: str = ""
 
 
 class Upload(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -79,7 +81,7 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     `parts` maps `collection/name` to the digest of each part of ours (what `PartRecord.sent` becomes).
     `served` maps each object to the listeners that carry its routes; `deviations` to the names of declared
     deviations that concern it; `route_digests` to the digest of its compiled form. `routes` is the packed
-    last good routes once this document is accepted. `digest` names the document in approvals.
+    last good routes once this document is accepted; `decide` packs them. `digest` names the document.
     """
 
     document: dict[str, Any]
@@ -94,7 +96,10 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     served: dict[str, tuple[str, ...]] = {}
     frontends: dict[str, str] = {}
     """Each served object's frontend, `public` or `private`."""
-    route_digests: dict[str, str] = {}
+    wanted: dict[str, Route] = {}
+    """What each object asks for, served or not."""
+    admitted: tuple[Route, ...] = ()
+    """What is served, by object: last good routes where they stand in."""
     part_owners: dict[str, tuple[str, ...]] = {}
     """Key of each part of ours (`collection/name`) to the objects it is there for."""
     changed_owners: tuple[str, ...] = ()
@@ -109,3 +114,13 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     certificate_changes: tuple[str, ...] = ()
     """Listeners that get another certificate."""
     routes: str = ""
+
+    @property
+    def route_digests(self) -> dict[str, str]:
+        """The digest of each object's compiled form, by which a refusal of Azure remembers it."""
+        return {owner: route_digest(route) for owner, route in self.wanted.items()}
+
+
+def route_digest(route: Route) -> str:
+    """Equal for equal routes."""
+    return sha256(msgspec.json.encode(route)).hexdigest()[:32]

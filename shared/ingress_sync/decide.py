@@ -26,6 +26,7 @@ from shared.ingress_sync.observation import AUTOMATION, Observation, operational
 from shared.ingress_sync.ownership import assert_foreign_untouched, own_keys
 from shared.ingress_sync.policy import IngressSyncPolicy
 from shared.ingress_sync.proof import Proof, prove
+from shared.ingress_sync.routes import pack_routes
 from shared.ingress_sync.validate import validate
 from shared.model.duration import parse_duration
 from shared.model.ingress import Ingress
@@ -59,8 +60,11 @@ def decide_compiled(
         text = f"the gateway {policy.gateway} cannot be read ({said}); create it or correct the id"
         return nothing, _rest(observation, now, "GatewayNotFound", text)
     compiled, proof, objection = _compile(observation, now)
+    same = compiled.change is Change.NONE and not compiled.changed_owners
     compiled = msgspec.structs.replace(
-        compiled, warnings=(*compiled.warnings, *_expiring(observation, compiled, policy, now))
+        compiled,
+        warnings=(*compiled.warnings, *_expiring(observation, compiled, policy, now)),
+        routes=observation.record.routes if same else pack_routes(compiled.admitted),
     )
     actions, left = _put(observation, policy, compiled, proof, objection)
     actions += _statuses(observation, compiled)
@@ -221,7 +225,7 @@ def _put_action(
             "interruptions": list(compiled.interruptions),
         },
         evidence=(
-            f"{proof.requests} requests are routed as the objects say, {len(proof.declared)} of them by a "
+            f"{proof.requests} requests are routed as the objects say, {proof.declared_count} of them by a "
             "declared deviation",
             *_shown(come, go),
             *(f"interrupts: {one}" for one in compiled.interruptions),

@@ -60,12 +60,11 @@ class PathMatcher:
         """The target of a path (without query)."""
         folded = path.lower()
         best = self._plain.get(folded)
-        starred = self._starred
-        size = len(folded)
+        find, size = self._starred.get, len(folded)
         for length in self._lengths:
             if length > size:
                 break
-            found = starred.get(folded[:length])
+            found = find(folded[:length])
             if found is not None and (best is None or found[0] < best[0]):
                 best = found
         return self.default if best is None else best[1]

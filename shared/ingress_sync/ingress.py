@@ -120,13 +120,15 @@ class _Front:
         rewrites = observation.kubernetes.azureapplicationgatewayrewrites
         self.rewrites = {f"{one.metadata.namespace}/{one.metadata.name}" for one in rewrites}
         self.prohibited = Prohibited(observation.kubernetes.azureingressprohibitedtargets)
-        self.known: dict[tuple[Options, str], Backend] = {}
+        self.known: dict[tuple[int, str], Backend] = {}
+        self.parsed: dict[frozenset[tuple[str, str]], tuple[Options, tuple[Problem, ...]]] = {}
+        self.hosts: dict[str, str] = {}
         self.has_identity = bool((observation.gateway or {}).get("identity"))
         self.there = _names_on(observation.gateway or {})
         self.frontends = _frontends_on(observation.gateway or {})
 
     def add(self, ingress: Ingress) -> None:
-        options, problems = parse(ingress.metadata.annotations)
+        options, problems = self.options_of(ingress)
         one = _Translator(self, ingress, options)
         try:
             one.report(problems)
@@ -141,9 +143,27 @@ class _Front:
         if one.deviations:
             self.found.deviations[ingress.key] = one.deviations
 
+    def options_of(self, ingress: Ingress) -> tuple[Options, tuple[Problem, ...]]:
+        """What the annotations say; the very same value for the same annotations."""
+        annotations = ingress.metadata.annotations
+        if not annotations:
+            return NOTHING_SAID, ()
+        key = frozenset(annotations.items())
+        known = self.parsed.get(key)
+        if known is None:
+            known = self.parsed[key] = parse(annotations)
+        return known
+
+    def host(self, host: str) -> str:
+        """A host as it is compared; refuses what is none."""
+        known = self.hosts.get(host)
+        if known is None:
+            known = self.hosts[host] = _checked_host(host)
+        return known
+
     def backend(self, options: Options, resolved: Resolved) -> Backend:
         """The very same value for the same options and service, so that others know it by identity."""
-        key = (options, resolved.service)
+        key = (id(options), resolved.service)
         known = self.known.get(key)
         if known is None:
             settings = _settings(self.policy, options, resolved)
@@ -207,9 +227,7 @@ class _Translator:
         if options.ssl_redirect and not self.tls and not named:
             message = "ssl-redirect needs a certificate; add spec.tls or the annotation appgw-ssl-certificate"
             raise Refusal("RedirectWithNoTLS", message)
-        pages = (("403", options.error_page_403), ("502", options.error_page_502))
         sites = self._sites()
-        is_whole = any(rule.path in ("", "/", "/*") for site in sites for rule in site.rules)
         return Route(
             owner=self.ingress.key,
             frontend=frontend,
@@ -217,9 +235,9 @@ class _Translator:
             https_port=options.frontend_port or 443,
             sites=sites,
             ssl_profile=options.ssl_profile,
-            waf_policy=options.waf_policy if is_whole else "",
+            waf_policy=options.waf_policy if options.waf_policy and _is_whole(sites) else "",
             priority=options.rule_priority,
-            error_pages=tuple((code, url) for code, url in pages if url),
+            error_pages=_error_pages(options),
         )
 
     def _frontend(self) -> str:
@@ -273,6 +291,8 @@ class _Translator:
 
     def _tls_for(self, host: str) -> Tls | None:
         """The certificate of an entry with that very host, with a wildcard for it, or without hosts."""
+        if not self.tls:
+            return self._annotated()
         wildcard = "*." + host.partition(".")[2]
         for wanted in (host, wildcard):
             for hosts, tls in self.tls:
@@ -309,8 +329,9 @@ class _Translator:
         return self._grouped({host: rules for host, rules in by_host.items() if rules})
 
     def _hosts(self, host: str) -> tuple[str, ...]:
-        named = (_checked_host(host),) if host else ()
-        return tuple(dict.fromkeys((*named, *self.options.hostname_extension))) or ("",)
+        named = (self.front.host(host),) if host else ()
+        extension = self.options.hostname_extension
+        return (tuple(dict.fromkeys((*named, *extension))) if extension else named) or ("",)
 
     def _paths(self, http: HttpIngressRule | None) -> Iterable[IngressPath]:
         return (http.paths if http else None) or ()
@@ -382,6 +403,16 @@ class _Translator:
             self.deviations.add("WildcardRedirect")
             return "none"
         return "redirect"
+
+
+def _is_whole(sites: tuple[Site, ...]) -> bool:
+    """Whether a path takes everything of its host, so that a policy of paths is one of the listener."""
+    return any(rule.path in ("", "/", "/*") for site in sites for rule in site.rules)
+
+
+def _error_pages(options: Options) -> tuple[tuple[str, str], ...]:
+    pages = (("403", options.error_page_403), ("502", options.error_page_502))
+    return tuple([(code, url) for code, url in pages if url])
 
 
 def _checked_host(host: str) -> str:

@@ -11,9 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from hashlib import sha256
-
-import msgspec
 
 from shared.ingress_sync import classify
 from shared.ingress_sync.backends import Backends
@@ -24,11 +21,11 @@ from shared.ingress_sync.compile.limits import ACTIVE, Room, active_listeners, h
 from shared.ingress_sync.compile.listeners import Bundle, NoRoomError, bundle, placeholder, prioritise
 from shared.ingress_sync.compile.names import Names, prefix_of
 from shared.ingress_sync.compile.parts import MAX_TARGETS, Assembler, Parts
-from shared.ingress_sync.compiled import Compiled, Finding, Quarantined, Upload
+from shared.ingress_sync.compiled import Compiled, Finding, Quarantined, Upload, route_digest
 from shared.ingress_sync.ingress import Translation
 from shared.ingress_sync.observation import Observation
 from shared.ingress_sync.ownership import own_keys
-from shared.ingress_sync.routes import Route, Tls, pack_routes, unpack_routes
+from shared.ingress_sync.routes import Route, Tls, unpack_routes
 from shared.model.duration import parse_duration
 from shared.model.gateway import (
     COLLECTIONS,
@@ -71,9 +68,6 @@ class _Compilation:
         self.rewrites: dict[str, Rewrite] = {f"{r.metadata.namespace}/{r.metadata.name}": r for r in rewrites}
         self.last_good = unpack_routes(self.state.routes)
         self.wanted = {route.owner: route for route in translation.routes}
-        self.digests = {
-            owner: sha256(msgspec.json.encode(route)).hexdigest()[:32] for owner, route in self.wanted.items()
-        }
         self.quarantined: dict[str, Quarantined] = {}
         self.live_cells = _live_cells(self.live, self.own)
 
@@ -102,9 +96,9 @@ class _Compilation:
     def _hold_back(self) -> None:
         """What Azure refused, and what is not tried in this write while the guilty are searched."""
         for owner, refused in self.state.refused.items():
-            is_same = refused.digest in ("", self.digests.get(owner))
             is_over = refused.retry_at is not None and self.now >= refused.retry_at
-            if owner in self.wanted and is_same and not is_over:
+            route = self.wanted.get(owner)
+            if route is not None and not is_over and refused.digest in ("", route_digest(route)):
                 self._leave_out(owner, refused.reason, refused.message)
         search = self.state.bisection
         for group in search.groups[1:] if search else ():
@@ -130,7 +124,6 @@ class _Compilation:
             reason=known.reason if known else reason,
             message=known.message if known else message,
             kept_last_good=stand_in is not None,
-            digest=self.digests.get(owner, ""),
         )
 
     def _can_stand_in(self, route: Route) -> bool:
@@ -223,7 +216,8 @@ class _Compilation:
             deviations=deviations,
             served=_served(bundles),
             frontends={route.owner: route.frontend for route in routes},
-            route_digests=self.digests,
+            wanted=self.wanted,
+            admitted=tuple(routes),
             part_owners={key: tuple(sorted(found)) for key, found in made.owners.items()},
             changed_owners=self._changed(routes),
             unused_certificates=unused,
@@ -233,7 +227,6 @@ class _Compilation:
             interruptions=tuple(classify.interruptions(before, after, merged.changes)),
             removals=tuple(classify.removals(before, after, merged.changes)),
             certificate_changes=tuple(classify.certificate_changes(before, after, merged.changes)),
-            routes=pack_routes(routes) if merged.changes or self._changed(routes) else self.state.routes,
         )
 
     def _changed(self, routes: list[Route]) -> tuple[str, ...]:

@@ -256,7 +256,12 @@ class Assembler:
         return self.parts.put(
             "backendAddressPools",
             name,
-            {"backendAddresses": [_address(one) for one in addresses[:MAX_TARGETS]]},
+            {
+                "backendAddresses": [
+                    {"ipAddress": one} if one.replace(".", "").isdigit() else _address(one)
+                    for one in addresses[:MAX_TARGETS]
+                ]
+            },
         )
 
     def _settings(self, backend: Backend) -> dict[str, str]:
@@ -317,7 +322,7 @@ class Assembler:
 
 
 def _address(one: str) -> dict[str, str]:
-    return {"ipAddress": one} if one.replace(".", "").isdigit() or ":" in one else {"fqdn": one}
+    return {"ipAddress": one} if ":" in one else {"fqdn": one}
 
 
 def _settings_properties(wanted: Settings) -> dict[str, Any]:
