@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from azure.storage.queue import QueueServiceClient
 
     from shared.clients.arm import Arm
-    from shared.clients.blob import BlobStore
+    from shared.clients.blob import BlobStore, PageBlob
     from shared.clients.eventgrid import Topic
     from shared.clients.kube import KubeClient
     from shared.clients.queue import Queue
@@ -82,6 +82,12 @@ class Clients:
         from shared.clients.blob import BlobStore
 
         return BlobStore(self._blob_service.get_container_client(container))
+
+    def page_blob(self, url: str) -> PageBlob:
+        """An unmanaged disk, by its address; SettingsError when that is not one of Azure's."""
+        from shared.clients.blob import page_blob
+
+        return page_blob(url, self.environ)
 
     def queue(self, name: str) -> Queue:
         """A queue of the app's account."""

@@ -86,6 +86,9 @@ class WorldClients(Clients):
     def kube(self, cluster: Any) -> Any:
         return _Counted(Watched(self.keeper.kube, self.keeper), "kube", self.process)
 
+    def page_blob(self, url: str) -> Any:
+        return self.keeper.page_blobs[url]
+
     @property
     def arm(self) -> Any:  # type: ignore[override]
         return _Counted(Watched(self.keeper.arm, self.keeper), "arm", self.process)
@@ -157,6 +160,8 @@ class Keeper:
         self.kube = kube_client(world.kubernetes)
         self.arm = arm_client(world.arm, lambda: world.now)
         self.published: list[Any] = []
+        self.page_blobs: dict[str, Any] = {}
+        """Unmanaged disks by their address."""
         self.failures: list[str] = []
         self.poisoned: list[str] = []
         self.deaths = 0

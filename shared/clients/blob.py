@@ -292,6 +292,66 @@ def read_blob_url(url: str, environ: Mapping[str, str], connection: str = CONNEC
         return BlobClient.from_blob_url(url, credential=access, **_options()).download_blob().readall()
 
 
+PAGE_BLOB_HOSTS = (".blob.core.windows.net", ".blob.core.usgovcloudapi.net", ".blob.core.chinacloudapi.cn")
+"""The only hosts that our token is shown to for an address that stands in a cluster's objects."""
+
+
+class PageBlob:
+    """An unmanaged disk: a blob of somebody's account, found by its address, whose lease is its machine's."""
+
+    def __init__(self, url: str, client: BlobClient) -> None:
+        self.url = url
+        self._client = client
+
+    def properties(self) -> dict[str, Any]:
+        """`etag`, `leaseState` and `metadata` as built-in types; NotFoundError when there is no such blob."""
+        with translated(f"read the properties of disk '{self.url}'"):
+            found = self._client.get_blob_properties()
+        return {
+            "etag": _bare(found.etag),
+            "leaseState": str(found.lease.state),
+            "metadata": dict(found.metadata or {}),
+        }
+
+    def snapshot(self, etag: str) -> str:
+        """Snapshot the blob as it was seen, returning the snapshot's name; ConflictError when it changed."""
+        from azure.core import MatchConditions
+
+        with translated(f"snapshot disk '{self.url}'"):
+            done = self._client.create_snapshot(
+                etag=_quoted(etag), match_condition=MatchConditions.IfNotModified
+            )
+        return str(done["snapshot"])
+
+    def break_lease(self, etag: str) -> None:
+        """End the lease at once, of the blob as it was seen; ConflictError when it changed or has none."""
+        from azure.core import MatchConditions
+        from azure.storage.blob import BlobLeaseClient
+
+        with translated(f"break the lease of disk '{self.url}'"):
+            BlobLeaseClient(self._client).break_lease(
+                lease_break_period=0, etag=_quoted(etag), match_condition=MatchConditions.IfNotModified
+            )
+
+
+def page_blob(url: str, environ: Mapping[str, str], connection: str = CONNECTION) -> PageBlob:
+    """The unmanaged disk at an address, with the app's identity; sends nothing.
+
+    SettingsError for an address that is not one of Azure's own blob services, or carries a query.
+    """
+    from urllib.parse import urlsplit
+
+    from azure.storage.blob import BlobClient
+
+    parts = urlsplit(url)
+    host = (parts.hostname or "").lower()
+    if parts.scheme != "https" or not host.endswith(PAGE_BLOB_HOSTS) or parts.query or parts.port:
+        raise SettingsError(f"'{url[:200]}' is not a blob of an Azure storage account; it is not asked")
+    return PageBlob(
+        url, BlobClient.from_blob_url(url, credential=credential(environ, connection), **_options())
+    )
+
+
 def _options() -> dict[str, Any]:
     from azure.storage.blob import LinearRetry
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from shared.disk_release import settle, writes
 from shared.disk_release.observation import Observation
 from shared.disk_release.observe import World, look_again, raw
@@ -47,7 +49,7 @@ from shared.runtime.evidence import store_evidence
 
 if TYPE_CHECKING:
     from shared.clients.arm import Arm, Begun
-    from shared.clients.blob import BlobStore
+    from shared.clients.blob import BlobStore, PageBlob
     from shared.clients.kube import KubeClient
     from shared.runtime.claim import Claim
     from shared.settings import Cluster
@@ -111,10 +113,11 @@ class Place:
     claim: Claim
     memory: Memory
     now: Callable[[], datetime]
+    page_blob: Callable[[str], PageBlob]
 
     @property
     def world(self) -> World:
-        return World(self.kube, self.azure, self.now)
+        return World(self.kube, self.azure, self.now, self.page_blob)
 
 
 class _Declined(Exception):  # noqa: N818 - not an error: an action whose precondition no longer holds
@@ -149,6 +152,8 @@ def _carry_out(action: Action, observation: Observation, place: Place) -> Outcom
     proof = store_evidence(place.claim, place.evidence, prove(action, fresh, place.policy, now))
     if action.kind in ARM_WRITES:
         return _write_azure(action, place, proof)
+    if action.kind is ActionKind.BREAK_LEASE:
+        return _break_lease(action, place, proof)
     return _write_kubernetes(action, fresh, place, proof)
 
 
@@ -158,6 +163,7 @@ def _last_look(action: Action, observation: Observation, place: Place) -> Observ
     needs_machine = action.kind is not ActionKind.UNTAINT_NODE and is_machine_id(wanted.get("vm", ""))
     ids = [wanted["vm"]] if needs_machine else []
     ids += disk_ids(action) if action.kind in NEEDS_DISKS else []
+    ids += [wanted["blob"]] if action.kind is ActionKind.BREAK_LEASE else []
     if action.kind in REVERSIBLE:
         ids = [resource_id for resource_id in ids if not _is_recent(observation, resource_id, now)]
     state = place.memory.state.document()
@@ -215,6 +221,17 @@ def _send(action: Action, place: Place) -> Begun:
         return writes.reapply(place.azure, vm)
     force = action.kind is ActionKind.FORCE_DETACH_DISK
     return writes.detach_disks(place.azure, vm, disk_ids(action), force=force)
+
+
+def _break_lease(action: Action, place: Place, proof: str) -> Outcome:
+    """Snapshot first; both on the version that was decided on: what changed meanwhile is left alone."""
+    blob = place.page_blob(action.parameters["blob"])
+    etag = action.parameters["etag"]
+    place.claim.ensure()
+    snapshot = blob.snapshot(etag)
+    blob.break_lease(etag)
+    outcome = _outcome(action, Status.SUCCEEDED, f"{action.message}; snapshot {snapshot}", proof)
+    return msgspec.structs.replace(outcome, data=outcome.data | {"snapshot": snapshot})
 
 
 # Kubernetes

@@ -18,7 +18,7 @@ import msgspec
 
 from shared.disk_release.cases import cases, is_suspect, needs
 from shared.disk_release.observation import AUTOMATION, Observation, read
-from shared.errors import ApiError, ConflictError, NotFoundError
+from shared.errors import ApiError, ConflictError, NotFoundError, SettingsError
 from shared.model.disk import is_disk_id, key
 from shared.model.plan import utc
 from shared.model.snapshot import AzureReading, Snapshot
@@ -60,6 +60,12 @@ class Kube(Protocol):
     def pages(self, path: str, *, limit: int = ..., **query: str | int) -> Iterator[bytes]: ...
 
 
+class PageBlob(Protocol):
+    """What observing needs of `shared.clients.blob.PageBlob`."""
+
+    def properties(self) -> Document: ...
+
+
 class Azure(Protocol):
     """What observing needs of `shared.clients.arm.Arm`."""
 
@@ -74,6 +80,8 @@ class World:
     kube: Kube
     azure: Azure
     now: Callable[[], datetime]
+    page_blob: Callable[[str], PageBlob] | None = None
+    """How to reach unmanaged disks; they are not asked about without it."""
 
 
 def observe(
@@ -167,7 +175,10 @@ class _Look:
         spared = spared_machines(observation, self.world.now())
         machines = [vm for vm in wanted.machines if key(vm) not in spared]
         ids = [i for i in _unique((*machines, *wanted.disks, *extra)) if i.lower() not in done]
-        self.azure += pool.map(lambda i: read_single(self.world, i), ids[:MAX_SINGLE_READS])
+        # An unmanaged disk's address stands in an object of the cluster: asked only where that is wanted.
+        blobs = [b for b in wanted.blobs if b.lower() not in done] if self.world.page_blob else []
+        blobs = blobs if observation.policy.break_leases else []
+        self.azure += pool.map(lambda i: read_single(self.world, i), (*ids, *blobs)[:MAX_SINGLE_READS])
 
 
 def spared_machines(observation: Observation, now: datetime) -> frozenset[str]:
@@ -218,7 +229,9 @@ def snapshot_of(
 
 
 def read_single(world: World, resource_id: str) -> AzureReading:
-    """One machine (with its instance view, in the same answer) or one disk, or why there is no answer."""
+    """One machine (with its instance view, in the same answer), disk or page blob, or why none was read."""
+    if resource_id.startswith("https://"):
+        return _read_blob(world, resource_id)
     expand = {} if is_disk_id(resource_id) else {"$expand": "instanceView"}
     asked = world.now()  # before the request: what comes back is at least as fresh as that
     try:
@@ -226,6 +239,18 @@ def read_single(world: World, resource_id: str) -> AzureReading:
     except ApiError as error:
         return refusal(resource_id, error, asked)
     return AzureReading(id=resource_id, status=200, read_at=asked, body=_slim_azure(answer.document), code="")
+
+
+def _read_blob(world: World, url: str) -> AzureReading:
+    assert world.page_blob is not None, "unmanaged disks are not asked about here"
+    asked = world.now()
+    try:
+        body = world.page_blob(url).properties()
+    except SettingsError as error:
+        return AzureReading(id=url, status=400, read_at=asked, code=str(error)[:200])
+    except ApiError as error:
+        return refusal(url, error, asked)
+    return AzureReading(id=url, status=200, read_at=asked, body=body)
 
 
 def refusal(resource_id: str, error: ApiError, asked: datetime) -> AzureReading:

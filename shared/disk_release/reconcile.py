@@ -60,7 +60,7 @@ def reconcile(cluster: Cluster, clients: Clients, claim: Claim, now: datetime) -
 
 def look(cluster: Cluster, clients: Clients, state: dict[str, Any], now: datetime) -> Observation:
     """Observe only; for `keeper plan` and `keeper snapshot`."""
-    world = World(clients.kube(cluster), clients.arm, clients.now)
+    world = World(clients.kube(cluster), clients.arm, clients.now, clients.page_blob)
     return observe(cluster, world, state=state, now=now)
 
 
@@ -101,6 +101,7 @@ def open_place(cluster: Cluster, clients: Clients, claim: Claim) -> Place:
         claim=claim,
         memory=Memory.of(claim),
         now=clients.now,
+        page_blob=clients.page_blob,
     )
 
 

@@ -6,25 +6,30 @@ Bad answers are never read as "gone", and bad input is refused in one line.
 from __future__ import annotations
 
 import json
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from azure.storage.blob import BlobServiceClient
 from disk_release_world import CLUSTER, Keeper
 
 from sandbox.arm import QUOTED
 from sandbox.arm.core import Latencies
 from sandbox.asgi import Fault, on
+from sandbox.disk_driver import DRIVER
 from sandbox.kube import kinds
+from sandbox.kube.volumes import VOLUMES
 from sandbox.scenario import World
+from shared.clients.blob import PageBlob, page_blob
 from shared.disk_release import writes
 from shared.disk_release.observation import load, save
 from shared.disk_release.observe import World as Sides
 from shared.disk_release.observe import look_again, observe
 from shared.disk_release.proof import read_certificate, verify
-from shared.errors import ConflictError, UnsafePlanError
+from shared.errors import ConflictError, SettingsError, UnsafePlanError
 from shared.runtime.claim import CONTAINER
 
 DISKS = "Microsoft.Compute/disks"
@@ -213,6 +218,75 @@ def test_an_instance_of_a_uniform_set_is_not_reapplied(keep: Callable[..., Keepe
     )
     with pytest.raises(UnsafePlanError, match="uniform scale set"):
         writes.reapply(keep().arm, instance)
+
+
+# Unmanaged disks
+
+
+@pytest.mark.azurite
+def test_the_lease_of_a_blob_whose_machine_is_gone_is_broken_after_a_snapshot(
+    world: World, keep: Callable[..., Keeper], storage: str
+) -> None:
+    app, disk = keep(breakLeases=True), unmanaged_disk(world, storage, "a")
+    app.page_blobs[VHD] = disk
+    app.run(120)
+    assert disk.properties()["leaseState"] == "leased" and app.events() == []  # its machine is there
+    world.kill_kubelet("a")
+    world.delete_machine("a")
+    app.until(lambda: app.events("LeaseBroken"), within=300)
+    assert disk.properties()["leaseState"] == "broken"
+    (done,) = [entry for entry in app.journal() if entry.action == "BreakLease"]
+    assert done.data["snapshot"] in done.message and done.data["evidence"]
+
+
+@pytest.mark.azurite
+def test_a_blob_that_was_written_meanwhile_keeps_its_lease(storage: str, world: World) -> None:
+    disk = unmanaged_disk(world, storage, "a")
+    with pytest.raises(ConflictError):
+        disk.snapshot("0xOLD")
+    with pytest.raises(ConflictError):
+        disk.break_lease("0xOLD")
+    assert disk.properties()["leaseState"] == "leased"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://evil.example/vhds/a.vhd",
+        "http://account.blob.core.windows.net/vhds/a.vhd",
+        "https://account.blob.core.windows.net/vhds/a.vhd?sig=x",
+        "https://account.blob.core.windows.net.evil.example/vhds/a.vhd",
+        "https://account.blob.core.windows.net:444/vhds/a.vhd",
+    ],
+)
+def test_no_token_goes_to_a_strange_address_of_a_disk(url: str) -> None:
+    with pytest.raises(SettingsError, match="is not a blob of an Azure storage account"):
+        page_blob(url, {})
+
+
+VHD = "https://account.blob.core.windows.net/vhds/data.vhd"
+
+
+def unmanaged_disk(world: World, storage: str, node: str) -> PageBlob:
+    """A page blob with a lease that never ends, and a volume and an attachment that name it."""
+    service = BlobServiceClient.from_connection_string(storage)
+    container = service.get_container_client(f"vhds-{uuid.uuid4().hex[:8]}")
+    container.create_container()
+    blob = container.get_blob_client("data.vhd")
+    blob.create_page_blob(512, metadata={"MicrosoftAzureCompute_VMName": node})
+    blob.acquire_lease(-1)
+    spec = {
+        "accessModes": ["ReadWriteOnce"],
+        "azureDisk": {"diskURI": VHD, "diskName": "data", "kind": "Dedicated"},
+    }
+    world.kubernetes.put(VOLUMES, {"metadata": {"name": "pv-vhd"}, "spec": spec})
+    attachment = {
+        "metadata": {"name": "vhd-attachment"},
+        "spec": {"attacher": DRIVER, "nodeName": node, "source": {"persistentVolumeName": "pv-vhd"}},
+        "status": {"attached": True},
+    }
+    world.kubernetes.put(kinds.ATTACHMENTS, attachment)
+    return PageBlob(VHD, blob)
 
 
 # Proofs
