@@ -468,10 +468,11 @@ def test_a_list_that_lags_behind_new_machines_of_a_set_is_not_built_upon(world: 
     pool = add_availability_set(world.arm, 1)
     world.enrol(pool)
     app = App(world)
+    world.advance(60)
     app.carry_out(up(pool, 1, 3))
     world.advance(90)
     app.follow()
-    world.arm.core.read_stale(300, "availabilitySets", times=4)
+    world.arm.core.read_stale(100, "availabilitySets", times=4)
     (outcome,) = app.carry_out(up(pool, 1, 3))
     assert outcome.status is Status.SKIPPED
     assert "does not list k8s-agentpool1-16334397-1 yet" in outcome.message
