@@ -290,6 +290,20 @@ def test_a_machine_that_was_stopped_gives_its_disk_back(live: Live, app: App) ->
     assert live.arm.corruptions == [] and seconds < 60
 
 
+def test_the_node_of_a_machine_that_is_gone_does_not_keep_its_pods(live: Live, app: App) -> None:
+    """Without a cloud provider's controller nobody deletes the Node, and nothing would ever move."""
+    live.add_database("users")
+    gone = live.where("users")
+    machine = live.fleet.machine_of(gone)
+    live.arm.truth.kill_kubelet(machine)
+    live.arm.core.do("DELETE", machine)
+    live.until(lambda: not live.is_ready(gone), "NotReady", 60)
+    live.until(lambda: live.where("users") not in ("", gone), "users moved", 200, app.tick)
+    live.until(lambda: "UntaintNode" in app.did(), "untainted", 60, app.tick)
+    assert app.did()[0] == "TaintNode" and live.has_node(gone)
+    assert live.arm.corruptions == []
+
+
 def test_a_machine_and_its_node_that_are_gone_leave_no_attachment(live: Live, app: App) -> None:
     live.add_database("stock")
     gone = live.where("stock")
@@ -297,7 +311,7 @@ def test_a_machine_and_its_node_that_are_gone_leave_no_attachment(live: Live, ap
     live.arm.truth.kill_kubelet(machine)
     live.arm.core.do("DELETE", machine)
     live.kube.delete(f"/api/v1/nodes/{gone}")
-    live.until(lambda: live.where("stock") not in ("", gone), "stock moved", 200, app.tick)
+    live.until(lambda: live.where("stock") not in ("", gone), "stock moved", 300, app.tick)
     # By itself the attach/detach controller waits six minutes for an unmount that never comes.
     assert "DeleteVolumeAttachment" in app.did()
     assert [a for a in live.list(ATTACHMENTS) if a["spec"]["nodeName"] == gone] == []
