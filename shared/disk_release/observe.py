@@ -109,6 +109,8 @@ class _Look:
     asked_for: Sequence[str]
     kubernetes: Listed = field(default_factory=dict)
     azure: list[AzureReading] = field(default_factory=list)
+    _parsed: tuple[int, Observation] | None = None
+    """The last observation, with how many answers of Azure it is made of."""
 
     def run(self, *, with_census: bool) -> Observation:
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="disk-observe") as pool:
@@ -119,12 +121,16 @@ class _Look:
             pending = found.pop("pending")
             self.kubernetes = found
             self.kubernetes["pods"] = self._pods(pool, pending)
+            self._parsed = None
             for _ in range(2):  # a disk may name a machine that nobody had thought of
                 self._read_needed(pool)
         return self._observation()
 
     def _observation(self) -> Observation:
-        return read(snapshot_of(self.cluster, self.now, self.kubernetes, self.azure, self.state))
+        if self._parsed is None or self._parsed[0] != len(self.azure):
+            found = read(snapshot_of(self.cluster, self.now, self.kubernetes, self.azure, self.state))
+            self._parsed = (len(self.azure), found)
+        return self._parsed[1]
 
     # Kubernetes
 
