@@ -13,14 +13,28 @@ var deadLetter = {
 }
 var retry = { maxDeliveryAttempts: 30, eventTimeToLiveInMinutes: 1440 }
 var operations = [
-  'Microsoft.Compute/virtualMachines/deallocate/action'
-  'Microsoft.Compute/virtualMachines/powerOff/action'
-  'Microsoft.Compute/virtualMachines/delete'
-  'Microsoft.Compute/virtualMachines/write'
-  'Microsoft.Compute/virtualMachineScaleSets/write'
-  'Microsoft.Compute/virtualMachineScaleSets/delete/action'
-  'Microsoft.Compute/disks/write'
   'Microsoft.Compute/disks/delete'
+  'Microsoft.Compute/disks/write'
+  'Microsoft.Compute/virtualMachineScaleSets/deallocate/action'
+  'Microsoft.Compute/virtualMachineScaleSets/delete'
+  'Microsoft.Compute/virtualMachineScaleSets/delete/action'
+  'Microsoft.Compute/virtualMachineScaleSets/powerOff/action'
+  'Microsoft.Compute/virtualMachineScaleSets/virtualMachines/deallocate/action'
+  'Microsoft.Compute/virtualMachineScaleSets/virtualMachines/delete'
+  'Microsoft.Compute/virtualMachineScaleSets/virtualMachines/powerOff/action'
+  'Microsoft.Compute/virtualMachineScaleSets/virtualMachines/write'
+  'Microsoft.Compute/virtualMachineScaleSets/write'
+  'Microsoft.Compute/virtualMachines/deallocate/action'
+  'Microsoft.Compute/virtualMachines/delete'
+  'Microsoft.Compute/virtualMachines/powerOff/action'
+  'Microsoft.Compute/virtualMachines/start/action'
+  'Microsoft.Compute/virtualMachines/write'
+  'Microsoft.ContainerService/managedClusters/agentPools/delete'
+  'Microsoft.ContainerService/managedClusters/agentPools/write'
+  'Microsoft.Network/applicationGateways/delete'
+  'Microsoft.Network/applicationGateways/start/action'
+  'Microsoft.Network/applicationGateways/stop/action'
+  'Microsoft.Network/applicationGateways/write'
 ]
 
 resource resources 'Microsoft.EventGrid/systemTopics@2025-02-15' = {

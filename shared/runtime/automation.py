@@ -21,6 +21,17 @@ if TYPE_CHECKING:
     Reconcile = Callable[[Cluster, Clients, Claim, datetime], list[Outcome]]
 
 
+def in_scope(cluster: Cluster, resource_id: str) -> bool:
+    """Whether a resource (lower case) is one of the cluster's: in its groups, or its managed cluster."""
+    scope = cluster.azure
+    if scope is None:
+        return False
+    groups = [f"/subscriptions/{scope.subscription}/resourcegroups/{name}" for name in scope.resource_groups]
+    if scope.managed_cluster:
+        groups.append(scope.managed_cluster)
+    return any(f"{resource_id}/".startswith(f"{place.lower()}/") for place in groups)
+
+
 @dataclass(frozen=True)
 class Automation:
     """One automation. Its name is also that of its queue, and of its entry in plans and the journal."""
@@ -35,9 +46,38 @@ class Automation:
     is_configured: Callable[[Cluster], bool] = lambda _cluster: False
     events: frozenset[str] = frozenset()
     """Types of incoming events that are a reason to look."""
+    operations: frozenset[str] = frozenset()
+    """Operations of Azure Resource Manager that are one, as its events name them."""
+    is_about: Callable[[Cluster, str], bool] = in_scope
+    """Whether what happens to that resource (lower case) is this automation's business in the cluster."""
     settle: timedelta | None = None
     """Passes may begin closer together than the app setting KUBEKEEPER_SETTLE says: this far apart."""
 
+
+def _is_gateway(cluster: Cluster, resource_id: str) -> bool:
+    return cluster.ingress_sync is not None and cluster.ingress_sync.gateway.lower() == resource_id
+
+
+_MACHINE_HEALTH = frozenset(
+    {
+        "Microsoft.ResourceNotifications.HealthResources.AvailabilityStatusChanged",
+        "Microsoft.ResourceNotifications.HealthResources.ResourceAnnotated",
+    }
+)
+_MACHINES_GO = frozenset(
+    {
+        "Microsoft.Compute/virtualMachines/write",
+        "Microsoft.Compute/virtualMachines/delete",
+        "Microsoft.Compute/virtualMachines/deallocate/action",
+        "Microsoft.Compute/virtualMachines/start/action",
+        "Microsoft.Compute/virtualMachineScaleSets/delete",
+        "Microsoft.Compute/virtualMachineScaleSets/delete/action",
+        "Microsoft.Compute/virtualMachineScaleSets/deallocate/action",
+        "Microsoft.Compute/virtualMachineScaleSets/virtualMachines/delete",
+        "Microsoft.Compute/virtualMachineScaleSets/virtualMachines/deallocate/action",
+    }
+)
+"""Capacity comes or goes, and with it whoever holds a disk."""
 
 AUTOMATIONS = {
     automation.name: automation
@@ -48,7 +88,19 @@ AUTOMATIONS = {
             package="shared.autoscaling",
             reconcile="shared.autoscaling.reconcile:reconcile",
             is_configured=lambda cluster: cluster.autoscaling is not None and cluster.autoscaling.enabled,
-            events=frozenset({"Kubekeeper.Cluster.PodUnschedulable"}),
+            events=_MACHINE_HEALTH
+            | {
+                "Kubekeeper.Cluster.PodUnschedulable",
+                "Microsoft.ContainerService.NodePoolRollingStarted",
+                "Microsoft.ContainerService.NodePoolRollingSucceeded",
+                "Microsoft.ContainerService.NodePoolRollingFailed",
+            },
+            operations=_MACHINES_GO
+            | {
+                "Microsoft.Compute/virtualMachineScaleSets/write",
+                "Microsoft.ContainerService/managedClusters/agentPools/write",
+                "Microsoft.ContainerService/managedClusters/agentPools/delete",
+            },
         ),
         Automation(
             name="etcd-backup",
@@ -66,9 +118,17 @@ AUTOMATIONS = {
             package="shared.disk_release",
             reconcile="shared.disk_release.reconcile:reconcile",
             is_configured=lambda cluster: cluster.disk_release is not None and cluster.disk_release.enabled,
-            events=frozenset(
-                {"Kubekeeper.Cluster.VolumeAttachFailed", "Kubekeeper.Cluster.NodeNotReady"},
-            ),
+            events=_MACHINE_HEALTH
+            | {"Kubekeeper.Cluster.VolumeAttachFailed", "Kubekeeper.Cluster.NodeNotReady"},
+            operations=_MACHINES_GO
+            | {
+                "Microsoft.Compute/virtualMachines/powerOff/action",
+                "Microsoft.Compute/virtualMachineScaleSets/powerOff/action",
+                "Microsoft.Compute/virtualMachineScaleSets/virtualMachines/write",
+                "Microsoft.Compute/virtualMachineScaleSets/virtualMachines/powerOff/action",
+                "Microsoft.Compute/disks/write",
+                "Microsoft.Compute/disks/delete",
+            },
         ),
         Automation(
             name="ingress-sync",
@@ -79,6 +139,15 @@ AUTOMATIONS = {
             # It gathers bursts itself (`ingressSync.quiet`), by looking again after so long.
             settle=timedelta(seconds=1),
             events=frozenset({"Kubekeeper.Cluster.IngressChanged", "Kubekeeper.Cluster.EndpointsChanged"}),
+            operations=frozenset(
+                {
+                    "Microsoft.Network/applicationGateways/write",
+                    "Microsoft.Network/applicationGateways/delete",
+                    "Microsoft.Network/applicationGateways/start/action",
+                    "Microsoft.Network/applicationGateways/stop/action",
+                }
+            ),
+            is_about=_is_gateway,
         ),
     )
 }

@@ -13,7 +13,7 @@ from shared.runtime.event import Incoming, incoming
 
 EVENT_GRID = {
     "id": "1",
-    "topic": "/subscriptions/x",
+    "topic": "/clusters/prod",
     "subject": "etcd/prod",
     "eventType": "Kubekeeper.Cluster.EtcdUnhealthy",
     "eventTime": "2026-11-23T10:00:00Z",
@@ -30,7 +30,11 @@ CLOUD_EVENT = {
     "data": {"cluster": "prod"},
 }
 EXPECTED = Incoming(
-    id="1", type="Kubekeeper.Cluster.EtcdUnhealthy", subject="etcd/prod", data={"cluster": "prod"}
+    id="1",
+    type="Kubekeeper.Cluster.EtcdUnhealthy",
+    subject="etcd/prod",
+    data={"cluster": "prod"},
+    source="/clusters/prod",
 )
 
 
