@@ -17,17 +17,16 @@ from shared.errors import ApiError, NotFoundError, ThrottledError
 from shared.forwarder.clock import Clock
 from shared.forwarder.gather import Message
 from shared.forwarder.mind import Mind
+from shared.forwarder.settings import PREFIX, ForwarderSettings
 from shared.log import log_event
 from shared.runtime.automation import AUTOMATIONS
 from shared.runtime.message import Nudge
 
 if TYPE_CHECKING:
     from shared.clients.eventgrid import Topic
-    from shared.forwarder.settings import ForwarderSettings
 
 log = logging.getLogger(__name__)
 
-PREFIX = "Kubekeeper.Cluster."
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 IDLE_SECONDS = 5.0
 """How long the courier sleeps when nothing waits; a reason wakes it."""

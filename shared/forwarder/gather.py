@@ -7,7 +7,8 @@ nothing of that type is sent for `gap`, since the app would only mark itself to 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from shared.forwarder.decide import Reason
 
@@ -23,6 +24,11 @@ class Pace:
     quiet: float = 1.0
     longest: float = 5.0
     gap: float = 10.0
+    gaps: Mapping[str, float] = field(default_factory=dict)
+    """Other gaps, by event."""
+
+    def gap_of(self, event: str) -> float:
+        return self.gaps.get(event, self.gap)
 
 
 @dataclass(slots=True)
@@ -71,7 +77,7 @@ class Outbox:
         due = [message for message in self._waiting.values() if self._due_at(message) <= now]
         for message in due:
             del self._waiting[message.event]
-            self._not_before[message.event] = now + self._pace.gap
+            self._not_before[message.event] = now + self._pace.gap_of(message.event)
         return due
 
     def take_all(self) -> list[Message]:

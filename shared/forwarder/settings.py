@@ -19,6 +19,10 @@ ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 """Where Kubernetes puts a pod's token and the cluster's CA."""
 MOST_SECRET_NAMESPACES = 20
 """Each is a watch of its own; beyond, take `*`."""
+PREFIX = "Kubekeeper.Cluster."
+"""Of the types of all events that are sent."""
+SHORTEST_GAP = 3.0
+"""Seconds between events of one type, however little the automation rests: sending costs, too."""
 _CLUSTER = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _NAMESPACE = re.compile(r"\*|[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -42,8 +46,7 @@ class ForwarderSettings(msgspec.Struct, frozen=True, kw_only=True):
     def events(self) -> frozenset[str]:
         """Short names of the events that any of the automations wants."""
         types = {kind for name in self.automations for kind in AUTOMATIONS[name].events}
-        prefix = "Kubekeeper.Cluster."
-        return frozenset(kind.removeprefix(prefix) for kind in types if kind.startswith(prefix))
+        return frozenset(kind.removeprefix(PREFIX) for kind in types if kind.startswith(PREFIX))
 
 
 def read_settings(environ: Mapping[str, str]) -> ForwarderSettings:
@@ -57,11 +60,7 @@ def read_settings(environ: Mapping[str, str]) -> ForwarderSettings:
         automations=_automations(environ.get("KUBEKEEPER_AUTOMATIONS", "")),
         secret_namespaces=_namespaces(environ.get("KUBEKEEPER_SECRET_NAMESPACES", "")),
         by_queue=_by_queue(environ),
-        pace=Pace(
-            quiet=_seconds(environ, "KUBEKEEPER_QUIET", "1s"),
-            longest=_seconds(environ, "KUBEKEEPER_LONGEST", "5s"),
-            gap=_seconds(environ, "KUBEKEEPER_GAP", "10s"),
-        ),
+        pace=_pace(environ),
         resync=max(1.0, _seconds(environ, "KUBEKEEPER_RESYNC", "10m")),
         etcd_interval=_seconds(environ, "KUBEKEEPER_ETCD_INTERVAL", "30s"),
         port=_port(environ.get("KUBEKEEPER_PORT", "8080")),
@@ -131,6 +130,23 @@ def _seconds(environ: Mapping[str, str], name: str, default: str) -> float:
         return parse_duration(text).total_seconds()
     except ValueError as error:
         raise SettingsError(f"{name}: {error}") from error
+
+
+def _pace(environ: Mapping[str, str]) -> Pace:
+    """Between events of one type lies what their automations rest between two looks; GAP overrides that."""
+    gaps = {
+        kind.removeprefix(PREFIX): max(SHORTEST_GAP, automation.settle.total_seconds())
+        for automation in AUTOMATIONS.values()
+        if automation.settle is not None
+        for kind in automation.events
+        if kind.startswith(PREFIX)
+    }
+    return Pace(
+        quiet=_seconds(environ, "KUBEKEEPER_QUIET", "1s"),
+        longest=_seconds(environ, "KUBEKEEPER_LONGEST", "5s"),
+        gap=_seconds(environ, "KUBEKEEPER_GAP", "10s"),
+        gaps={} if environ.get("KUBEKEEPER_GAP") else gaps,
+    )
 
 
 def _port(text: str) -> int:

@@ -229,14 +229,14 @@ def _wanted(what: str, name: str) -> str:
     return ", ".join(f"`{one.name}`" for one in AUTOMATIONS.values() if name in getattr(one, what))
 
 
+def with_table(text: str) -> str:
+    before, _, rest = text.partition(BEGIN)
+    return before + BEGIN + "\n".join(rows()) + "\n" + END + rest.partition(END)[2]
+
+
 def test_the_page_shows_the_table_that_the_code_has() -> None:
     text = PAGE.read_text()
-    before, _, rest = text.partition(BEGIN)
-    shown, _, after = rest.partition(END)
-    expected = "\n".join(rows()) + "\n"
-    if shown != expected:
-        PAGE.write_text(before + BEGIN + expected + END + after)
-    assert shown == expected, f"{PAGE.name} was out of date and has been written again"
+    assert text == with_table(text), f"run `python {Path(__file__).relative_to(ROOT)}`"
 
 
 def test_the_subscriptions_of_the_templates_ask_for_exactly_the_operations_that_nudge() -> None:
@@ -244,3 +244,7 @@ def test_the_subscriptions_of_the_templates_ask_for_exactly_the_operations_that_
     assert found is not None
     assert sorted(re.findall(r"'([^']+)'", found[1])) == operations()
     assert len(operations()) <= MOST_FILTER_VALUES
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_table(PAGE.read_text()))
