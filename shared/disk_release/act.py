@@ -23,6 +23,7 @@ from shared.disk_release.policy import DiskReleasePolicy
 from shared.disk_release.proof import prove
 from shared.disk_release.rules import broken
 from shared.disk_release.state import (
+    FORBIDDEN,
     ArmWrite,
     ReleaseState,
     WriteState,
@@ -38,6 +39,7 @@ from shared.errors import (
     ApiError,
     AutomationError,
     ConflictError,
+    ForbiddenError,
     LostLeaseError,
     ThrottledError,
     UnavailableError,
@@ -209,6 +211,7 @@ def _refused(write: ArmWrite, error: AutomationError, vm: str, place: Place) -> 
     assert release is not None, "it was announced"
     code = getattr(error, "code", None) or type(error).__name__
     code = "Throttled" if isinstance(error, ThrottledError) else code
+    code = FORBIDDEN if isinstance(error, ForbiddenError) else code
     state = settle.failed(place.memory.state, release, write, place.now(), code=code, message=str(error))
     place.memory.save(state)
 

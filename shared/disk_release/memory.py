@@ -15,7 +15,7 @@ from shared.disk_release.cases import Case, cases, disk_fact
 from shared.disk_release.observation import Observation
 from shared.disk_release.rules import AT_REST
 from shared.disk_release.settle import Standing, judge_all, note
-from shared.disk_release.state import Release, ReleaseState, WriteState
+from shared.disk_release.state import FORBIDDEN, Release, ReleaseState, WriteState
 from shared.model.disk import key
 from shared.model.plan import ActionKind
 
@@ -66,7 +66,8 @@ def _follow(state: ReleaseState, release: Release, observation: Observation, now
         if _is_free(disk, release, observation):
             state = states.freed(state, disk, release.vm, release.epoch, now)
             noted.add(disk)
-    return states.closed(state, release.vm) if _is_over(release, noted, observation, now) else state
+    is_over = _is_over(release, noted, observation, now) or _is_due_again(release, observation, now)
+    return states.closed(state, release.vm) if is_over else state
 
 
 def _is_free(disk: str, release: Release, observation: Observation) -> bool:
@@ -91,18 +92,22 @@ def _is_over(release: Release, free: set[str], observation: Observation, now: da
         return not observation.attachments_of_node.get(release.node)
     if machine.value is not None and machine.value.vm_id != release.vm_id:
         return True
-    if set(release.disks) <= free or _fence_is_due_again(release, observation, now):
+    if set(release.disks) <= free:
         return True
     is_back = machine.value is not None and not machine.value.is_off and node is not None and node.is_ready
     return is_back and not _failed_lately(release, observation, now)
 
 
-def _fence_is_due_again(release: Release, observation: Observation, now: datetime) -> bool:
-    """The fence failed, people were told, and the window for the next ones has begun: it may work now."""
-    fence = release.last(ActionKind.POWER_OFF_VM)
-    if fence is None or fence.state is not WriteState.FAILED or fence is not release.writes[-1]:
+def _is_due_again(release: Release, observation: Observation, now: datetime) -> bool:
+    """A fence failed, or a role is missing, people were told, and the window for fences is over: it may work
+    now.
+    """
+    last = release.writes[-1] if release.writes else None
+    if last is None or last.state is not WriteState.FAILED:
         return False
-    return now - (fence.ended_at or fence.at) >= observation.policy.limits.fence_window
+    if last.kind is not ActionKind.POWER_OFF_VM and last.code != FORBIDDEN:
+        return False
+    return now - (last.ended_at or last.at) >= observation.policy.limits.fence_window
 
 
 def _failed_lately(release: Release, observation: Observation, now: datetime) -> bool:

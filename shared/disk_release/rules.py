@@ -20,7 +20,7 @@ from shared.disk_release import state as states
 from shared.disk_release.cases import Case
 from shared.disk_release.observation import Fact, Observation
 from shared.disk_release.policy import DiskReleasePolicy
-from shared.disk_release.state import Release, WriteState
+from shared.disk_release.state import FORBIDDEN, Release, WriteState
 from shared.model.disk import (
     ATTACHER_FINALIZER,
     CREATED_FOR_VOLUME,
@@ -500,7 +500,9 @@ def plain_detach_failed(scene: Scene) -> Answer:
     failed = [
         write
         for write in scene.release.writes
-        if write.kind is ActionKind.DETACH_DISK and write.state is WriteState.FAILED
+        if write.kind is ActionKind.DETACH_DISK
+        and write.state is WriteState.FAILED
+        and write.code != FORBIDDEN  # nothing was tried
     ]
     tried = {key(disk) for write in failed for disk in write.disks}
     missing = [case.name for case in scene.cases if key(case.disk_id) not in tried]

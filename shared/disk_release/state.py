@@ -21,6 +21,9 @@ from shared.model.plan import Action, ActionKind
 REQUEST_TIMEOUT = timedelta(seconds=60)
 """A request not accepted by then never will be: the client gives up sooner and Azure does not queue."""
 
+FORBIDDEN = "Forbidden"
+"""Code of a write that Azure refused for want of a role: nothing was tried."""
+
 FORGET_AFTER = timedelta(hours=6)
 """Sightings not renewed, and notes on what is over, are dropped after this."""
 
