@@ -217,7 +217,7 @@ def _delete_drained(work: Work, pool: str) -> list[Outcome]:
 def _delete(work: Work, driver: Driver, pool: str, ready: list[Removal]) -> list[Outcome]:
     machines = {one.id: one for one in driver.machines(work.arm, pool)}
     outcomes = _gone_already(work, [one for one in ready if one.machine not in machines])
-    there = [one for one in ready if one.machine in machines]
+    there = _not_taken(work, [one for one in ready if one.machine in machines], machines)
     allowed = _above_floor(there, machines)
     outcomes += [
         _give_up(work, one, f"{one.name} would have fewer than {one.floor} nodes")
@@ -226,23 +226,31 @@ def _delete(work: Work, driver: Driver, pool: str, ready: list[Removal]) -> list
     ]
     if not allowed:
         return outcomes
-    victims = [machines[one.machine] for one in allowed]
-    if len(victims) == len(machines):
+    if len(allowed) == len(machines):
         work.learn_model(pool, driver)  # of the last ones, so that the pool can grow again
-    _announce(work, driver, victims, allowed)
+    batches = [[one] for one in allowed] if driver.deletes_singly else [allowed]
+    for batch in batches:
+        outcomes += _ask_to_delete(work, driver, batch, [machines[one.machine] for one in batch])
+    return outcomes
+
+
+def _ask_to_delete(
+    work: Work, driver: Driver, removals: list[Removal], victims: list[Machine]
+) -> list[Outcome]:
+    """One request, announced before it leaves."""
+    _announce(work, driver, victims, removals)
     try:
-        begun = driver.delete(work.arm, pool, victims)
+        begun = driver.delete(work.arm, removals[0].pool, victims)
     except (UnavailableError, ThrottledError) as error:
         _wait_for(work, error)  # perhaps it was taken: the next pass finds out
-        return outcomes
+        return []
     except ApiError as error:
-        return outcomes + _not_deleted(work, allowed, error)
-    urls = [one.status_url for one in begun if one.status_url]
-    for removal in allowed:
-        removal.status_urls = urls
+        return _not_deleted(work, removals, error)
+    for removal in removals:
+        removal.status_urls = [one.status_url for one in begun if one.status_url]
     work.save()
     work.look_again(poll_due(work.now, None, work.now))
-    return outcomes
+    return []
 
 
 def _gone_already(work: Work, missing: list[Removal]) -> list[Outcome]:
@@ -262,6 +270,16 @@ def _gone_already(work: Work, missing: list[Removal]) -> list[Outcome]:
 def _is_ready(node: Mapping[str, Any] | None) -> bool:
     conditions = ((node or {}).get("status") or {}).get("conditions") or ()
     return any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)
+
+
+def _not_taken(work: Work, ready: list[Removal], machines: Mapping[str, Machine]) -> list[Removal]:
+    """Those that Azure is not deleting already: an earlier request of ours was taken, and is followed."""
+    taken = [one for one in ready if machines[one.machine].state is MachineState.DELETING]
+    for removal in taken:
+        removal.phase, removal.status_urls = Phase.DELETING, []
+        removal.deleting_since = removal.asked_at = work.now
+        work.look_again(BUSY_WAIT)
+    return [one for one in ready if one not in taken]
 
 
 def _above_floor(there: list[Removal], machines: Mapping[str, Machine]) -> list[Removal]:

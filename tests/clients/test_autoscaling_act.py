@@ -412,6 +412,34 @@ def test_a_machine_of_a_set_goes_with_all_it_had(world: World) -> None:
     assert victim not in world.nodes()
 
 
+def test_a_deletion_that_is_refused_for_one_machine_of_a_set_is_not_taken_for_all(world: World) -> None:
+    pool = add_availability_set(world.arm, 3)
+    world.enrol(pool)
+    app, before = App(world), leftovers(world)
+    refusal = {"error": {"code": "Conflict", "message": "conflict with another request"}}
+    world.arm.fault(Fault(on("DELETE", "/virtualMachines/"), status=409, body=refusal, skip=1))
+    victims = [f"k8s-agentpool1-16334397-{number}" for number in (1, 2)]
+    app.carry_out(down(pool, *victims))
+    assert [one["phase"] for one in app.state["draining"].values() if one.get("phase")] == ["Deleting"]
+    follow(app, 600)
+    assert nodes_of(world, "k8s-") == ["k8s-agentpool1-16334397-0"]
+    assert len(before) - len(leftovers(world)) == 6
+    assert app.broken == []
+
+
+def test_a_machine_that_is_being_deleted_already_is_followed_and_not_given_up(world: World) -> None:
+    pool = world.add_scale_set("agents", 2, size=SIZE, tags={"min": "1", "max": "9"})
+    app = App(world)
+    victim = nodes_of(world)[0]
+    machine = world.machine(victim)
+    world.arm.core.do("DELETE", machine, at_once=False)
+    outcomes = app.carry_out(down(pool, victim))
+    outcomes += follow(app, 180)
+    assert [one.data["event"] for one in outcomes] == ["ScaleDownBegun", "ScaledDown"]
+    assert world.arm.recorder.count("POST", "/delete") == 0
+    assert len(nodes_of(world)) == 1
+
+
 def test_an_interface_that_cannot_be_deleted_is_cleaned_up_by_a_later_run(world: World) -> None:
     pool = add_availability_set(world.arm, 2)
     world.enrol(pool)

@@ -13,7 +13,7 @@ import heapq
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,7 +38,7 @@ from shared.bootstrap import Clients
 from shared.clients.arm import Arm
 from shared.clients.kube import KubeClient
 from shared.clients.queue import Message
-from shared.errors import ApiError, AutomationError, RunFailedError
+from shared.errors import ApiError, AutomationError, ConflictError, RunFailedError
 from shared.model.plan import Action, Outcome, Plan
 from shared.runtime.message import Nudge, Received
 from shared.runtime.nudge import send_nudge
@@ -143,7 +143,6 @@ class App:
         self._last_pass = -math.inf
         self.limits: dict[str, int] = {}
         """Most machines that each pool may ever hold, by its id."""
-        self.may_be_stale = False
         self._instrument()
         world._cleanup.callback(self.close)
 
@@ -180,9 +179,7 @@ class App:
         def counted(send: Callable[..., Any], name: str) -> Callable[..., Any]:
             def sending(*args: Any, **options: Any) -> Any:
                 def work() -> Any:
-                    if name == "arm":
-                        app._judge(args[0], args[1], args[3] if len(args) > 3 else None)
-                    return send(*args, **options)
+                    return app.judged(send, *args, **options) if name == "arm" else send(*args, **options)
 
                 return app.around(f"{name} {args[0]} {args[1]}", work)
 
@@ -297,32 +294,45 @@ class App:
 
     # Oracles
 
-    def _judge(self, method: str, url: str, body: Any) -> None:
-        """Called just before a request leaves: does it break a promise?"""
+    def judged(self, send: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Send a request, noting the promises it breaks; one that Azure refused on its version breaks none."""
+        found = list(self._judge(args[0], args[1], args[3] if len(args) > 3 else None))
+        try:
+            answer = send(*args, **options)
+        except ConflictError:
+            raise
+        except ApiError:
+            self.broken += found
+            raise
+        self.broken += found
+        return answer
+
+    def _judge(self, method: str, url: str, body: Any) -> Iterator[str]:
+        """What a request that is about to leave would break."""
         path = urlsplit(url).path
         body = json.loads(body) if isinstance(body, bytes) else (body or {})
         if method in ("PATCH", "PUT") and "/virtualmachinescalesets/" in path.lower():
-            self._no_shrink(path, (body.get("sku") or {}).get("capacity"))
+            yield from self._no_shrink(path, (body.get("sku") or {}).get("capacity"))
         if method == "POST" and path.lower().endswith("/delete"):
             pool = path.rpartition("/")[0]
-            self._all_left([f"{pool}/virtualMachines/{one}" for one in body["instanceIds"]], pool)
+            yield from self._all_left([f"{pool}/virtualMachines/{one}" for one in body["instanceIds"]], pool)
         if method == "DELETE" and "/virtualmachines/" in path.lower():
-            self._all_left([path], "")
+            yield from self._all_left([path], "")
 
-    def _no_shrink(self, pool: str, capacity: int | None) -> None:
+    def _no_shrink(self, pool: str, capacity: int | None) -> Iterator[str]:
         with self.world.arm.core.lock:
             self.world.arm.core.settle()
             found = self.world.arm.core.state.find(pool)
             there = found.body["sku"]["capacity"] if found else 0
-        if capacity is not None and capacity < there and not self.may_be_stale:
-            self.broken.append(f"{pool}: capacity {capacity} asked for where there are {there}")
+        if capacity is not None and capacity < there:
+            yield f"{pool}: capacity {capacity} asked for where there are {there}"
 
-    def _all_left(self, machines: list[str], pool: str) -> None:
+    def _all_left(self, machines: list[str], pool: str) -> Iterator[str]:
         flexible = [one for one in machines if self.world.arm.core.state.find(one) is None]
         group = pool.rpartition("/virtualMachineScaleSets/")[0]
         machines = machines + [f"{group}/virtualMachines/{one.rpartition('/')[2]}" for one in flexible]
         if left := self.unevicted(machines):
-            self.broken.append(f"deleted with pods on them: {', '.join(left)}")
+            yield f"deleted with pods on them: {', '.join(left)}"
 
     def check_pools(self) -> None:
         """No pool ever holds more machines than it was given leave for."""
@@ -442,11 +452,10 @@ class WholeApp(App):
     def _instrument(self) -> None:
         send = self.arm._send
 
-        def judged(*args: Any, **options: Any) -> Any:
-            self._judge(args[0], args[1], args[3] if len(args) > 3 else None)
-            return send(*args, **options)
+        def sending(*args: Any, **options: Any) -> Any:
+            return self.judged(send, *args, **options)
 
-        self.arm._send = judged  # type: ignore[method-assign]
+        self.arm._send = sending  # type: ignore[method-assign]
 
     @property
     def state(self) -> dict[str, Any]:

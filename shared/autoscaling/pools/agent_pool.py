@@ -49,6 +49,8 @@ class _Page(msgspec.Struct, frozen=True):
 class AgentPool:
     """A pool of type VirtualMachineScaleSets or VirtualMachines."""
 
+    deletes_singly = False
+
     def read(self, arm: Arm, pool_id: str) -> Fresh:
         """One GET of the pool."""
         document = arm.get(pool_id).document

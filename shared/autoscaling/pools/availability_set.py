@@ -50,6 +50,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class AvailabilitySet:
     """The machines of one set. `model` is what is remembered of it, `custom_data` base64, as Azure has it."""
 
+    deletes_singly = True
+
     def __init__(self, model: Model | None = None, custom_data: str = "") -> None:
         self.model = model
         self._custom_data = custom_data

@@ -67,6 +67,9 @@ Announce = Callable[[Sequence[str]], None]
 class Driver(Protocol):
     """What each kind of pool can do. Ids are resource ids; errors are those of `shared.errors`."""
 
+    deletes_singly: bool
+    """Whether machines are deleted by a request each, so that one may be refused and another not."""
+
     def read(self, arm: Arm, pool_id: str) -> Fresh:
         """The pool, by one request."""
 

@@ -21,6 +21,8 @@ EXPAND = {"$expand": "instanceView"}
 class UniformScaleSet:
     """Instances are parts of the set; their number is what deletion takes."""
 
+    deletes_singly = False
+
     def read(self, arm: Arm, pool_id: str) -> Fresh:
         """One GET of the set."""
         answer = arm.get(pool_id)
