@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any
 
 from sandbox.arm import QUOTED
 from sandbox.arm.core import Latencies
@@ -45,10 +45,16 @@ BY_HAND = 350.0
 """When a person who waits for the pod to leave sees that it does not, and deletes it with --force."""
 
 
-class Helper(Protocol):
-    """Who does something about it; called once a simulated second."""
+class Helper:
+    """Who does something about it; by itself nobody, so that Kubernetes and the disk driver are alone."""
 
-    def look(self, stage: Stage) -> None: ...
+    longest_pass = 0.0
+
+    def look(self, stage: Stage) -> None:
+        """Called once a simulated second."""
+
+    def close(self) -> None:
+        """Called when it is over."""
 
 
 @dataclass
@@ -141,14 +147,7 @@ FAILURES = {
 }
 
 
-class Nobody:
-    """Kubernetes and the disk driver alone."""
-
-    def look(self, stage: Stage) -> None:
-        """Does nothing."""
-
-
-class Impatient:
+class Impatient(Helper):
     """A person deletes the stuck pod with --force."""
 
     def look(self, stage: Stage) -> None:
@@ -157,7 +156,7 @@ class Impatient:
             stage.world.delete_pod("db-0", grace=0)
 
 
-class HealthCheck:
+class HealthCheck(Helper):
     """node-healthcheck with fence agents: power off after five minutes of NotReady, then the taint."""
 
     def __init__(self) -> None:
@@ -185,7 +184,7 @@ def _take_out_of_service(world: World, name: str) -> None:
         world.kubernetes.api.update(kinds.NODES, node, {**node, "spec": spec})
 
 
-class Kubekeeper:
+class Kubekeeper(Helper):
     """The app's own passes, by timer, the forwarder's nudge and follow-ups, over real HTTP."""
 
     def __init__(self, storage: str, **policy: Any) -> None:
@@ -201,6 +200,9 @@ class Kubekeeper:
         self.longest_pass = 0.0
         self.nudged_at = 0.0
         self.clients: Clients
+
+    def close(self) -> None:
+        self._directory.cleanup()
 
     def look(self, stage: Stage) -> None:
         if not hasattr(self, "clients"):
@@ -315,7 +317,7 @@ def run(
             corruptions=len(world.corruptions),
             detach_seconds=detach_seconds(world, stage),
             writes=sum(request.method != "GET" for request in world.arm.recorder.requests),
-            longest_pass=getattr(helper, "longest_pass", 0.0),
+            longest_pass=helper.longest_pass,
         )
 
 
@@ -337,6 +339,7 @@ def compare(storage: str, progress: Callable[[str], None] = lambda _line: None) 
     for name, way, helper, options in _courses(storage):
         progress(f"{FAILURES[name].title}: {way}")
         found.append(run(FAILURES[name], way, helper, **options))
+        helper.close()
     return found
 
 
@@ -347,17 +350,17 @@ BY_FORCE, OURS, EAGER = "pod deleted by force, by hand", "Kubekeeper", "Kubekeep
 def _courses(storage: str) -> list[tuple[str, str, Helper, dict[str, Any]]]:
     taints = {"cloud_taints": True}
     return [
-        ("kubelet", VANILLA, Nobody(), {}),
-        ("kubelet", PROVIDER, Nobody(), taints),
+        ("kubelet", VANILLA, Helper(), {}),
+        ("kubelet", PROVIDER, Helper(), taints),
         ("kubelet", BY_FORCE, Impatient(), {}),
         ("kubelet", HEALTH_CHECK, HealthCheck(), {}),
         ("kubelet", OURS, Kubekeeper(storage), {}),
         ("kubelet", EAGER, Kubekeeper(storage, grace="0s"), {}),
-        ("stopped", VANILLA, Nobody(), {}),
-        ("stopped", PROVIDER, Nobody(), taints),
+        ("stopped", VANILLA, Helper(), {}),
+        ("stopped", PROVIDER, Helper(), taints),
         ("stopped", HEALTH_CHECK, HealthCheck(), {}),
         ("stopped", OURS, Kubekeeper(storage), {}),
-        ("deleted", VANILLA, Nobody(), {}),
+        ("deleted", VANILLA, Helper(), {}),
         ("deleted", OURS, Kubekeeper(storage), {}),
     ]
 

@@ -73,6 +73,7 @@ class Scene:
         disk = self.world.arm.id_of("Microsoft.Compute/disks", "db-0")
         self.stage = Stage(self.world, disk, self.world.pod("db-0").node)
         self.app = Kubekeeper(self.storage)
+        self._cleanup.callback(self.app.close)
         return self
 
     def __exit__(self, *_: object) -> None:

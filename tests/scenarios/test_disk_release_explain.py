@@ -32,6 +32,7 @@ def stage(storage: str) -> Iterator[tuple[Stage, Kubekeeper]]:
             stage.look()
             app.look(stage)
         yield stage, app
+        app.close()
 
 
 @pytest.fixture
@@ -101,10 +102,10 @@ def test_a_plan_from_a_snapshot_is_the_plan(
 
 
 def test_the_courses_of_a_dead_node_are_as_the_table_says() -> None:
-    from sandbox.failover import HealthCheck, Impatient, Nobody, run
+    from sandbox.failover import HealthCheck, Helper, Impatient, run
 
     dead = FAILURES["kubelet"]
-    assert run(dead, "nobody", Nobody(), limit=900).running is None
+    assert run(dead, "nobody", Helper(), limit=900).running is None
     by_force = run(dead, "by force", Impatient())
     assert by_force.corruptions == 1 and by_force.running and by_force.running > 600
     checked = run(dead, "health check", HealthCheck())
