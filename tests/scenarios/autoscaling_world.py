@@ -295,7 +295,7 @@ class App:
     # Oracles
 
     def judged(self, send: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Send a request, noting the promises it breaks; one that Azure refused on its version breaks none."""
+        """Send a request, noting the promises it breaks; one refused for its version breaks none."""
         found = list(self._judge(args[0], args[1], args[3] if len(args) > 3 else None))
         try:
             answer = send(*args, **options)
