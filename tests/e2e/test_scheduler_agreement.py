@@ -160,7 +160,7 @@ class Cluster:
         self._settled(set(self.promise.left) | {subject for subject, _ in self.promise.places})
 
     def differences(self) -> list[str]:
-        """Pods that are bound although left, or not although promised."""
+        """Pods that are bound although left, not although promised, or that the scheduler never judged."""
         pods = self._read()
         found = []
         for subject, node in self.promise.places:
@@ -169,6 +169,8 @@ class Cluster:
         for subject, left in self.promise.left.items():
             if at := pods[subject]["spec"].get("nodeName"):
                 found.append(f"{subject} left ({left.reason}: {left.message}) is on {at}")
+            elif not _refusal(pods[subject]):
+                found.append(f"{subject} left ({left.reason}) was not judged within {PATIENCE_SECONDS:.0f} s")
         return found
 
     def remove(self) -> None:
