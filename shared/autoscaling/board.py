@@ -31,7 +31,7 @@ from shared.model.pod import HostPort, PodShape, PodSpec, PodTerm, Spread
 ENDLESS = 1 << 62
 """Free amount of something that is not limited."""
 
-MISSES_BEFORE_SORTING = 20_000
+MISSES_BEFORE_SORTING = 6_000
 """Rows looked at in vain before the index of free amounts is made anew; that costs about as much."""
 
 LEVELS = 256
@@ -153,7 +153,7 @@ class Counter:
         return found
 
 
-class Placement(msgspec.Struct, frozen=True, eq=False):
+class Placement(msgspec.Struct, frozen=True, eq=False, gc=False):
     """So many pods of a group on a row."""
 
     group: Group
@@ -269,12 +269,8 @@ class Board:
         return number
 
     def _class_key(self, node: Node) -> tuple[object, ...]:
-        labels = node.labels
-        return (
-            *(labels.get(key) for key in self._label_keys),
-            node.taints,
-            node.unschedulable,
-        )
+        get = node.labels.get
+        return (*[get(key) for key in self._label_keys], node.taints, node.unschedulable)
 
     # Static predicates: the node's labels and taints alone
 
@@ -459,17 +455,39 @@ class Board:
         wanted = [(self.free[name], amount) for name, amount in group.requests.items()]
         wanted.append((self.free["pods"], 1))
         index = self._index
-        if index.misses > MISSES_BEFORE_SORTING:
-            index.sort(self.free, self._groups, self.nodes)
-            index.made_at = len(self.placements)
-        candidates = index.narrow(among, group.requests)
-        for row in bits(candidates):
+        for row in bits(self._candidates(group, among)):
             for amounts, amount in wanted:
                 if amounts[row] < amount:
                     index.misses += 1
                     break
             else:
                 yield row
+
+    def _candidates(self, group: Group, among: int) -> int:
+        """Rows of `among` that may have room."""
+        index = self._index
+        if index.misses > MISSES_BEFORE_SORTING:
+            index.sort(self.free, self._groups, self.nodes)
+            index.made_at = len(self.placements)
+        return index.narrow(among, group.requests)
+
+    def fill(self, group: Group, among: int, wanted: int) -> int:
+        """Place up to `wanted` pods on these rows, lowest first, by resources alone; how many were placed."""
+        index, pods, left = self._index, self.free["pods"], wanted
+        asked = [(self.free[name], amount) for name, amount in group.requests.items()]
+        for row in bits(self._candidates(group, among)):
+            count = pods[row] if pods[row] < left else left
+            for amounts, amount in asked:
+                if amounts[row] < amount * count:
+                    count = amounts[row] // amount
+            if count <= 0:
+                index.misses += 1
+                continue
+            self.place(group, row, count)
+            left -= count
+            if not left:
+                break
+        return wanted - left
 
     def room(self, group: Group, row: int) -> int:
         """How many pods of the group fit by resources alone."""
@@ -484,16 +502,19 @@ class Board:
         self.placements.append(Placement(group, row, count))
 
     def _move(self, group: Group, row: int, count: int) -> None:
+        free, shape, on = self.free, group.shape, self.on[row]
         for name, amount in group.requests.items():
-            self.free[name][row] -= amount * count
-        self.free["pods"][row] -= count
-        on = self.on[row]
-        on[group.shape] = on.get(group.shape, 0) + count
-        if not on[group.shape]:
-            del on[group.shape]
+            free[name][row] -= amount * count
+        free["pods"][row] -= count
+        number = on.get(shape, 0) + count
+        if number:
+            on[shape] = number
+        else:
+            del on[shape]
         if group.spec.host_ports:
             self._repaint_ports(row)
-        self._count(group.shape, row, count)
+        if self._has_company:
+            self._count(shape, row, count)
 
     def _repaint_ports(self, row: int) -> None:
         bit = 1 << row

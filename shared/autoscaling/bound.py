@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from shared.autoscaling.board import ENDLESS, Board, Group
+from shared.autoscaling.board import ENDLESS, Board, Group, Placement
 from shared.autoscaling.pack import Offer
 from shared.autoscaling.templates import free_of
 
@@ -98,23 +98,28 @@ def _holds(offer: Offer) -> dict[str, int]:
 
 def _demand(board: Board) -> Counter[str]:
     """What all placed pods ask for, wherever they were placed."""
+    return _asked(board.placements)
+
+
+def _asked(placements: Iterable[Placement]) -> Counter[str]:
+    """Sums of requests, first by group, since there are fewer groups than placements."""
+    groups: dict[int, Group] = {}
+    counts: Counter[int] = Counter()
+    for placement in placements:
+        groups[placement.group.key] = placement.group
+        counts[placement.group.key] += placement.count
     found: Counter[str] = Counter()
-    for placement in board.placements:
-        found["pods"] += placement.count
-        for name, amount in placement.group.requests.items():
-            found[name] += amount * placement.count
+    for key, count in counts.items():
+        found["pods"] += count
+        for name, amount in groups[key].requests.items():
+            found[name] += amount * count
     return found
 
 
 def _room(board: Board, existing: int) -> Counter[str]:
     """What is free, before anything was placed, on nodes that take any of the placed pods."""
     rows = {placement.row for placement in board.placements if placement.row < existing}
-    found: Counter[str] = Counter()
-    for placement in board.placements:
-        if placement.row in rows:
-            found["pods"] += placement.count
-            for name, amount in placement.group.requests.items():
-                found[name] += amount * placement.count
+    found = _asked(one for one in board.placements if one.row < existing)
     rows |= _others(board, {p.group.key: p.group for p in board.placements}.values(), existing, rows)
     for name, amounts in board.free.items():
         found[name] += sum(max(0, amounts[row]) for row in rows)

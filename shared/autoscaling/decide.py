@@ -7,7 +7,7 @@ are named for removal. Every pod and every node left alone has its reason. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -27,9 +27,11 @@ from shared.autoscaling.policy import AutoscalingPolicy
 from shared.autoscaling.scale_down import Removal, Review, replaced_nodes, review, waits
 from shared.autoscaling.scene import Scene, set_scene
 from shared.model.plan import Action, ActionKind, LeftAlone, Plan, utc
+from shared.model.pod import collector_off
 
 GROUPS_TRIED_TWICE = 400
-"""More distinct pods than that are packed in one way only: trying twice costs twice."""
+PODS_TRIED_TWICE = 10_000
+"""More distinct pods, or more pods, are packed in one way only: each way takes as long again."""
 
 Document = dict[str, Any]
 
@@ -48,7 +50,11 @@ def decide(observation: Observation, policy: AutoscalingPolicy, now: datetime) -
 
 def consider(observation: Observation, policy: AutoscalingPolicy, now: datetime) -> Decision:
     """The plan with what is to be remembered."""
-    now = utc(now)
+    with collector_off():
+        return _consider(observation, policy, utc(now))
+
+
+def _consider(observation: Observation, policy: AutoscalingPolicy, now: datetime) -> Decision:
     if stop := _stop(observation, policy):
         alone = LeftAlone(subject=observation.cluster, reason=stop[0], message=stop[1])
         return Decision(plan=_plan(observation, now, (), (alone,)), memory=_kept(observation))
@@ -106,12 +112,12 @@ def _keep_sizes(scene: Scene) -> None:
 
 def pack(scene: Scene) -> None:
     """Place every group: on what is there, then on new nodes, in the best of the ways to choose."""
-    wanted = [group for group in scene.groups if group.priority >= scene.policy.scale_up.min_priority]
+    least = scene.policy.scale_up.min_priority
     ranked = rank(scene.groups, scene.offers)
     scene.packer.settle(_nominated_first(scene, ranked))
     if not scene.policy.scale_up.enabled:
         return
-    hopeful = [group for group in ranked if group in wanted and scene.packer.remaining[group.key]]
+    hopeful = [one for one in ranked if one.priority >= least and scene.packer.remaining[one.key]]
     for bundle in sorted({group.bundle for group in hopeful if group.bundle}):
         _pack_whole(scene, [group for group in hopeful if group.bundle == bundle])
     single = [group for group in hopeful if not group.bundle]
@@ -121,16 +127,13 @@ def pack(scene: Scene) -> None:
 
 def _nominated_first(scene: Scene, groups: Sequence[Group]) -> list[Group]:
     """Groups with nominated pods, which the scheduler has promised room, come first."""
-    return sorted(groups, key=lambda one: not any(pod.nominated for pod in scene.pods[one.key]))
+    shapes = {pod.shape for pod in scene.kubernetes.pending if pod.nominated}
+    return sorted(groups, key=lambda one: one.shape not in shapes)
 
 
 def _pack_best(scene: Scene, groups: Sequence[Group]) -> None:
     """In every way that is worth trying; the best result stays, of equal ones the first."""
-    tries = [partial(scene.packer.grow, groups, choice) for choice in ways(scene.policy, scene.offers)]
-    if len(groups) > GROUPS_TRIED_TWICE:
-        del tries[1:]
-    if prices_decide(scene.policy, scene.offers) and node_by_node.suits(scene.packer, groups):
-        tries.append(partial(_pack_nodes, scene, groups))
+    tries = _tries(scene, groups)
     kept = [(offer, offer.planned) for offer in scene.offers]
     mark = scene.board.mark()
     results = []
@@ -142,6 +145,21 @@ def _pack_best(scene: Scene, groups: Sequence[Group]) -> None:
     if best != len(tries) - 1:
         scene.packer.undo(mark, kept)
         tries[best]()
+
+
+def _tries(scene: Scene, groups: Sequence[Group]) -> Sequence[Callable[[], None]]:
+    """Ways to pack; of very many pods one, the one that was best in measurements."""
+    by_group: list[Callable[[], None]] = [
+        partial(scene.packer.grow, groups, choice) for choice in ways(scene.policy, scene.offers)
+    ]
+    by_node: list[Callable[[], None]] = [partial(_pack_nodes, scene, groups)]
+    if not prices_decide(scene.policy, scene.offers) or not node_by_node.suits(scene.packer, groups):
+        by_node = []
+    is_large = sum(scene.packer.remaining[group.key] for group in groups) > PODS_TRIED_TWICE
+    is_varied = len(groups) > GROUPS_TRIED_TWICE
+    if is_large:
+        return (by_node if not is_varied else []) or by_group[:1]
+    return by_group[:1] + by_node if is_varied else by_group + by_node
 
 
 def _pack_nodes(scene: Scene, groups: Sequence[Group]) -> None:

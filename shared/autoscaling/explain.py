@@ -24,7 +24,11 @@ def explain(scene: Scene) -> Iterator[LeftAlone]:
     for pod, reason, message in scene.waiting:
         yield LeftAlone(subject=pod.subject, reason=reason, message=message)
     rows = _rows_by_group(scene)
-    pools = {row: offer.pool.name for offer in scene.offers for row in offer.rows}
+    pools = {
+        row: ("NewNode", f"gets a new node of pool {offer.pool.name}")
+        for offer in scene.offers
+        for row in offer.rows
+    }
     for group in scene.groups:
         yield from _explain_group(scene, group, rows.get(group.key, []), pools)
 
@@ -37,13 +41,13 @@ def _rows_by_group(scene: Scene) -> dict[int, list[tuple[int, int]]]:
 
 
 def _explain_group(
-    scene: Scene, group: Group, placed: list[tuple[int, int]], pools: dict[int, str]
+    scene: Scene, group: Group, placed: list[tuple[int, int]], new: dict[int, tuple[str, str]]
 ) -> Iterator[LeftAlone]:
     pods = iter(scene.pods[group.key])
     for row, count in placed:
-        reason, message = _place(scene, row, pools)
+        reason, message = new.get(row) or _place(scene, row)
         for pod in islice(pods, count):
-            yield LeftAlone(subject=pod.subject, reason=reason, message=message)
+            yield LeftAlone(subject=f"{pod.namespace}/{pod.name}", reason=reason, message=message)
     rest = list(pods)
     if rest:
         reason, message = blocker(scene, group)
@@ -51,13 +55,10 @@ def _explain_group(
             yield LeftAlone(subject=pod.subject, reason=reason, message=message)
 
 
-def _place(scene: Scene, row: int, pools: dict[int, str]) -> tuple[str, str]:
+def _place(scene: Scene, row: int) -> tuple[str, str]:
     if row in scene.coming:
         return "NodeOnItsWay", f"a node of pool {scene.coming[row]} that is on its way has room"
-    node = scene.board.nodes[row]
-    if row < len(scene.kubernetes.nodes):
-        return "FitsExistingNode", f"node {node.name} has room; the scheduler will find it"
-    return "NewNode", f"gets a new node of pool {pools[row]}"
+    return "FitsExistingNode", f"node {scene.board.nodes[row].name} has room; the scheduler will find it"
 
 
 def blocker(scene: Scene, group: Group) -> tuple[str, str]:

@@ -14,15 +14,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from shared.autoscaling.board import Group
 from shared.autoscaling.bound import worth
 from shared.autoscaling.pack import Offer, Packer, may_go
 from shared.autoscaling.templates import free_of
 
-MOST_PODS = 10_000
 MOST_GROUPS = 1_000
-"""Beyond these it takes longer than it saves."""
+"""Beyond that it takes longer than it saves."""
 
 Filling = list[tuple[Group, int]]
 
@@ -38,13 +38,11 @@ class _Candidate:
 
 
 def suits(packer: Packer, groups: Sequence[Group]) -> bool:
-    """Whether it is worth trying: few enough pods, prices for all pools, nodes not chosen to balance them."""
+    """Whether it is worth trying: not too many shapes, prices of all pools, pools need no balance."""
     usable = [offer for offer in packer.offers if not offer.closed]
-    pods = sum(packer.remaining[group.key] for group in groups)
     return (
         len(usable) > 1
         and not packer.chooses_each
-        and pods <= MOST_PODS
         and len(groups) <= MOST_GROUPS
         and all(offer.price and not offer.whole for offer in usable)
     )
@@ -60,26 +58,47 @@ def grow(packer: Packer, groups: Sequence[Group]) -> None:
         filler.plan(candidate)
 
 
+class _Taker(NamedTuple):
+    """A group as it is looked at again and again."""
+
+    group: Group
+    cpu: int
+    memory: int
+    others: tuple[tuple[str, int], ...]
+    value: float
+
+
 class _Filler:
     def __init__(self, packer: Packer, groups: Sequence[Group]) -> None:
         self.packer = packer
         self.groups = [
             group
             for group in groups
-            if not group.is_careful and not group.trouble and not packer.board.guarding(group.shape)
+            if packer.remaining[group.key]
+            and not group.is_careful
+            and not group.trouble
+            and not packer.board.guarding(group.shape)
         ]
         offers = [offer for offer in packer.offers if offer.blocker() is None]
-        self.compatible = {offer.pool.id: self._takes(offer) for offer in offers}
         self.value = worth(self._demand(), offers, [offer.price or 0.0 for offer in offers])
+        self.takers = {offer.pool.id: self._takes(offer) for offer in offers}
+        self.groups.reverse()  # the highest priority last, where it is cheap to take away
+        self.known: dict[str, _Candidate] = {}
 
-    def _takes(self, offer: Offer) -> list[Group]:
+    def _takes(self, offer: Offer) -> list[_Taker]:
         """Groups that may go to the pool's nodes in whatever zone they come."""
         nodes = offer.variants()
         return [
-            group
+            self._taker(group)
             for group in self.groups
             if self.packer.suits(offer, group) and all(may_go(group, node) for node in nodes)
         ]
+
+    def _taker(self, group: Group) -> _Taker:
+        value = self.value.get("pods", 0.0)
+        value += sum(amount * self.value.get(name, 0.0) for name, amount in group.requests.items())
+        others = tuple((n, a) for n, a in group.requests.items() if n not in ("cpu", "memory"))
+        return _Taker(group, group.requests.get("cpu", 0), group.requests.get("memory", 0), others, value)
 
     def _demand(self) -> Counter[str]:
         found: Counter[str] = Counter()
@@ -92,36 +111,58 @@ class _Filler:
 
     def best(self) -> _Candidate | None:
         """Of the pools whose nodes take a pod of the highest priority that waits; preferred pools first."""
-        left = self.packer.remaining
-        top = max((group.priority for group in self.groups if left[group.key]), default=None)
+        top = self._top()
         found = []
         for offer in self.packer.offers:
             if offer.blocker() is not None:
                 continue
-            candidate = self._fill(offer)
+            candidate = self._candidate(offer)
             if candidate.filling and any(group.priority == top for group, _ in candidate.filling):
                 found.append(candidate)
         return max(found, key=lambda one: (one.offer.priority, one.value, one.offer.pool.id), default=None)
 
-    def _fill(self, offer: Offer) -> _Candidate:
+    def _top(self) -> int | None:
+        """The highest priority that waits; groups come in the order of their priority."""
+        left = self.packer.remaining
+        while self.groups and not left[self.groups[-1].key]:
+            self.groups.pop()
+        return self.groups[-1].priority if self.groups else None
+
+    def _candidate(self, offer: Offer) -> _Candidate:
+        """As known, for as long as there are pods for it: what else waits would not be taken anyway."""
+        left, known = self.packer.remaining, self.known.get(offer.pool.id)
+        if known is None or any(left[group.key] < count for group, count in known.filling):
+            takers = [taker for taker in self.takers[offer.pool.id] if left[taker.group.key]]
+            self.takers[offer.pool.id] = takers
+            known = self.known[offer.pool.id] = self._fill(offer, takers)
+        return known
+
+    def _fill(self, offer: Offer, takers: list[_Taker]) -> _Candidate:
         free = dict(free_of(offer.template.node, self.value.keys()))
         filling: Filling = []
         total = 0.0
         left = self.packer.remaining
-        for group in self.compatible.get(offer.pool.id, ()):
-            count = min(left[group.key], free["pods"])
-            for name, amount in group.requests.items():
+        cpu, memory, pods = free.get("cpu", 0), free.get("memory", 0), free["pods"]
+        for taker in takers:
+            if taker.cpu > cpu or taker.memory > memory:
+                continue
+            group = taker.group
+            count = min(left[group.key], pods)
+            if taker.cpu:
+                count = min(count, cpu // taker.cpu)
+            if taker.memory:
+                count = min(count, memory // taker.memory)
+            for name, amount in taker.others:
                 count = min(count, free.get(name, 0) // amount)
-                if count <= 0:
-                    break
             if count <= 0:
                 continue
             filling.append((group, count))
-            free["pods"] -= count
-            total += count * self.value.get("pods", 0.0)
-            for name, amount in group.requests.items():
+            total += count * taker.value
+            cpu, memory, pods = cpu - count * taker.cpu, memory - count * taker.memory, pods - count
+            for name, amount in taker.others:
                 free[name] -= amount * count
-                total += amount * count * self.value.get(name, 0.0)
+            if not pods:
+                break
         return _Candidate(offer, filling, total / (offer.price or 1.0))
 
     def plan(self, candidate: _Candidate) -> None:

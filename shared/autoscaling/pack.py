@@ -53,6 +53,7 @@ class Offer:
     """Why it must not be used now; empty when it may."""
     detail: str = ""
     _number: int = 0
+    _by_zone: dict[str, Node] = field(default_factory=dict)
 
     @property
     def planned(self) -> int:
@@ -73,14 +74,20 @@ class Offer:
 
     def variants(self) -> list[Node]:
         """An empty node in each of the zones."""
-        return [in_zone(self.template, zone) for zone in self.template.zones or ("",)]
+        return [self._in(zone) for zone in self.template.zones or ("",)]
+
+    def _in(self, zone: str) -> Node:
+        found = self._by_zone.get(zone)
+        if found is None:
+            found = self._by_zone[zone] = in_zone(self.template, zone)
+        return found
 
     def next_node(self) -> Node:
         """The next new node: in the zone that has fewest, as Azure balances."""
         zone = ""
         if self.template.zones:
             zone = min(self.template.zones, key=lambda one: (self.zones[one], one))
-        node = in_zone(self.template, zone)
+        node = self._in(zone)
         self._number += 1
         name = f"{node.name} ({self._number})"
         return msgspec.structs.replace(node, name=name, labels={**node.labels, HOSTNAME: name})
@@ -127,24 +134,13 @@ class Packer:
         wanted = 0 if group.trouble else self.remaining[group.key]
         if not wanted or not among:
             return 0
-        place = self._one_by_one if self._is_careful(group) else self._many
+        place = self._one_by_one if self._is_careful(group) else self.board.fill
         placed = place(group, among, wanted)
         self.remaining[group.key] -= placed
         return placed
 
     def _is_careful(self, group: Group) -> bool:
         return group.is_careful or bool(self.board.guarding(group.shape))
-
-    def _many(self, group: Group, among: int, wanted: int) -> int:
-        placed = 0
-        for row in self.board.fitting(group, among):
-            count = min(self.board.room(group, row), wanted - placed)
-            if count > 0:
-                self.board.place(group, row, count)
-                placed += count
-            if placed >= wanted:
-                break
-        return placed
 
     def _one_by_one(self, group: Group, among: int, wanted: int) -> int:
         company = self.board.company(group)

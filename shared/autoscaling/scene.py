@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -150,20 +151,25 @@ def _group_pods(scene: Scene) -> None:
     age = parse_duration(scene.policy.scale_up.pod_age)
     by_shape: dict[int, list[PendingPod]] = {}
     for pod in scene.kubernetes.pending:
-        shape = scene.shapes[pod.shape]
         if pod.is_gated:
             scene.waiting.append((pod, "Gated", "it waits for a scheduling gate"))
-        elif shape.is_daemon:
-            scene.waiting.append((pod, "BelongsToNode", "it belongs to a node that is there already"))
         elif age and scene.now - _created(pod, scene.now) < age:
             text = f"it is younger than {scene.policy.scale_up.pod_age} (scaleUp.podAge)"
             scene.waiting.append((pod, "TooYoung", text))
         else:
             by_shape.setdefault(pod.shape, []).append(pod)
     for number, pods in by_shape.items():
+        if scene.shapes[number].is_daemon:
+            text = "it belongs to a node that is there already"
+            scene.waiting += [(pod, "BelongsToNode", text) for pod in pods]
+            continue
         group = group_of(scene, number, len(pods))
         scene.groups.append(group)
-        scene.pods[group.key] = sorted(pods, key=lambda pod: (pod.created_at, pod.subject))
+        pods.sort(key=_AGE)  # of the same age, the order of the list: by name
+        scene.pods[group.key] = pods
+
+
+_AGE = attrgetter("created_at")
 
 
 def _created(pod: PendingPod, now: datetime) -> datetime:

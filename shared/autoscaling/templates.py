@@ -8,7 +8,7 @@ Labels, taints and resources of tags and policy come on top.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 import msgspec
@@ -76,16 +76,23 @@ def pool_nodes(pools: Sequence[Pool], nodes: Iterable[Node]) -> dict[str, list[N
     """Nodes of each pool, by the pool's id, in the order of the nodes."""
     owners = {machine.id: pool.id for pool in pools for machine in pool.machines}
     by_name = {pool.name: pool.id for pool in pools if pool.kind is PoolKind.AGENT_POOL}
-    sets = [(f"{pool.id}/", pool.id) for pool in pools if pool.kind is PoolKind.SCALE_SET]
+    sets = {pool.id for pool in pools if pool.kind is PoolKind.SCALE_SET}
     found: dict[str, list[Node]] = {pool.id: [] for pool in pools}
     for node in nodes:
-        labelled = next((by_name[v] for k in AGENT_POOL_LABELS if (v := node.labels.get(k)) in by_name), None)
-        machine = machine_of(node.provider_id)
-        owner = labelled or owners.get(machine)
-        owner = owner or next((pool for prefix, pool in sets if machine.startswith(prefix)), None)
+        owner = _labelled(node, by_name) if by_name else None
+        if owner is None:
+            machine = machine_of(node.provider_id)
+            parent = machine.rpartition("/virtualmachines/")[0]
+            owner = owners.get(machine) or (parent if parent in sets else None)
         if owner:
             found[owner].append(node)
     return found
+
+
+def _labelled(node: Node, by_name: Mapping[str, str]) -> str | None:
+    """The agent pool that the node's labels name."""
+    labels = node.labels
+    return next((by_name[v] for k in AGENT_POOL_LABELS if (v := labels.get(k)) in by_name), None)
 
 
 def template_of(
