@@ -47,7 +47,7 @@ class Gate:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
-        self._is_open = True
+        self.is_open = True
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -61,10 +61,10 @@ class Gate:
         self._listener.close()
 
     def open(self) -> None:
-        self._is_open = True
+        self.is_open = True
 
     def close(self) -> None:
-        self._is_open = False
+        self.is_open = False
         self.cut()
 
     def cut(self) -> None:
@@ -81,13 +81,13 @@ class Gate:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            if not self._is_open:
+            if not self.is_open:
                 client.close()
                 continue
             server = socket.create_connection(self._target)
             with self._lock:
                 self._pairs.append((client, server))
-            if not self._is_open:  # closed meanwhile
+            if not self.is_open:  # closed meanwhile
                 self.cut()
             for source, sink in ((client, server), (server, client)):
                 threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()

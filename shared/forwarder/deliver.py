@@ -7,7 +7,7 @@ since a hint that is never heard costs only latency, and one that is dropped in 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -116,6 +116,7 @@ class Courier:
         self._where = where
         self._clock = clock
         self._failures = 0
+        self._rests_until = 0.0
         self._stopped = False
 
     def run(self) -> None:
@@ -131,11 +132,15 @@ class Courier:
 
     def step(self) -> float:
         """Send what is due; how many seconds until something may be."""
-        due = self._mind.take_due(self._clock.now())
-        if due:
+        now = self._clock.now()
+        if now < self._rests_until:
+            return self._rests_until - now
+        if due := self._mind.take_due(now):
             self._deliver(due)
         next_due = self._mind.next_due()
-        return IDLE_SECONDS if next_due is None else max(0.0, next_due - self._clock.now())
+        if next_due is None:
+            return IDLE_SECONDS
+        return max(0.0, max(next_due, self._rests_until) - self._clock.now())
 
     def flush(self) -> None:
         """One attempt to send all that waits, before the end."""
@@ -144,16 +149,24 @@ class Courier:
 
     def _deliver(self, due: list[Message]) -> None:
         failed = self._where.send(due)
-        if not failed:
-            self._failures = 0
+        self._failures = self._failures + 1 if failed else 0
+        pause = self._pause(failed.values())
+        # When nothing at all goes through, all wait together, so that all go with the first that does.
+        is_closed = len(failed) == len(due)
+        if is_closed:
+            self._rests_until = self._clock.now() + pause
         for message in due:
             error = failed.get(message.event)
             if error is None:
                 self._sent(message)
             else:
-                self._failed(message, error)
-        if failed:
-            self._failures += 1
+                self._mind.put_back(message, self._clock.now() + (0.0 if is_closed else pause))
+                self._failed(message, error, pause)
+
+    def _pause(self, errors: Iterable[ApiError]) -> float:
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(max(self._failures - 1, 0), 10))
+        asked = [error.retry_after_seconds for error in errors if isinstance(error, ThrottledError)]
+        return max(pause, min(max(asked, default=0.0), LONGEST_PAUSE))
 
     def _sent(self, message: Message) -> None:
         metrics = self._mind.metrics
@@ -168,15 +181,11 @@ class Courier:
             objects=",".join(message.subjects),
         )
 
-    def _failed(self, message: Message, error: ApiError) -> None:
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._failures, 10))
-        if isinstance(error, ThrottledError):
-            pause = max(pause, min(error.retry_after_seconds, LONGEST_PAUSE))
-        self._mind.put_back(message, self._clock.now() + pause)
+    def _failed(self, message: Message, error: ApiError, pause: float) -> None:
         self._mind.metrics.count(
             "send_failures_total", event=message.event, error=error.code or type(error).__name__
         )
-        level = logging.ERROR if self._failures == 0 else logging.WARNING
+        level = logging.ERROR if self._failures == 1 else logging.WARNING
         log_event(log, "NotSent", level=level, event=message.event, error=error, again=f"{pause:.0f}s")
 
 

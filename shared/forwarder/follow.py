@@ -30,7 +30,7 @@ WATCH_SECONDS = 300
 """How long one watch is asked for."""
 LINGER_SECONDS = 0.5
 """A busy source is read twice a second; a line after silence is read at once."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 15.0
 AT_ONCE_SECONDS = 1.0
 """A watch that ends sooner, without a line, counts as broken: asking again at once would be a storm."""
 
