@@ -54,7 +54,8 @@ def test_no_interleaving_corrupts_a_disk_or_breaks_an_invariant(
 def said(checker: Checker, what: str, capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         print(
-            f"\n{len(checker.parents)} states after at most {checker.faults} faults ({what}; names do not matter)"
+            f"\n{len(checker.parents)} states after at most {checker.faults} faults ({what};"
+            " names do not matter)"
         )
 
 
