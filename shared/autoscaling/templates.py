@@ -92,7 +92,7 @@ def pool_nodes(pools: Sequence[Pool], nodes: Iterable[Node]) -> dict[str, list[N
 def _labelled(node: Node, by_name: Mapping[str, str]) -> str | None:
     """The agent pool that the node's labels name."""
     labels = node.labels
-    return next((by_name[v] for k in AGENT_POOL_LABELS if (v := labels.get(k)) in by_name), None)
+    return next((by_name[v] for k in AGENT_POOL_LABELS if (v := labels.get(k, "")) in by_name), None)
 
 
 def template_of(
