@@ -91,6 +91,7 @@ lock: $(DONE)/python   ## requirements*.txt from pyproject.toml; UPGRADE=1 takes
 	$(LOCK) --extra cli --group dev -c requirements.txt -o requirements-dev.txt
 	$(LOCK:pyproject.toml=) --group node -o requirements-node.txt
 	$(LOCK:pyproject.toml=) --group etcd -o requirements-etcd.txt
+	$(LOCK:pyproject.toml=) --group forwarder -c requirements.txt -o infra/forwarder/requirements.txt
 
 clean:                 ## remove everything set-up and tests have made
 	rm -rf .venv .venv-3.* .tools node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \

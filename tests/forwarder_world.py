@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from sandbox.kube import LocalKubernetes, kinds
@@ -136,6 +137,19 @@ def settings(kubernetes: LocalKubernetes, **more: Any) -> ForwarderSettings:
         "port": 0,
     }
     return ForwarderSettings(**(values | more))
+
+
+def process_environ(kubernetes: LocalKubernetes, folder: Path, **more: str) -> dict[str, str]:
+    """What a forwarder in a process of its own is told; `folder` takes its token."""
+    token = folder / "service-account-token"
+    token.write_text(kubernetes.api.tokens.issue("admin", ("system:masters",)))
+    return {
+        "KUBEKEEPER_CLUSTER": "prod",
+        "KUBEKEEPER_KUBERNETES_SERVER": kubernetes.server,
+        "KUBEKEEPER_KUBERNETES_CA": str(kubernetes.directory / "ca.pem"),
+        "KUBEKEEPER_KUBERNETES_TOKEN": str(token),
+        "KUBEKEEPER_PORT": "0",
+    } | more
 
 
 def client_of(

@@ -30,6 +30,7 @@ from forwarder_world import (
     ingress,
     node,
     pod,
+    process_environ,
     rewrite,
     secret,
     service,
@@ -353,18 +354,6 @@ def start_process(environ: dict[str, str], log: Path) -> subprocess.Popen[bytes]
         return subprocess.Popen(
             [sys.executable, "-m", "shared.forwarder"], env=kept | environ, stderr=file, cwd=CHECKOUT
         )
-
-
-def process_environ(kubernetes: LocalKubernetes, folder: Path, **more: str) -> dict[str, str]:
-    token = folder / "service-account-token"
-    token.write_text(kubernetes.api.tokens.issue("admin", ("system:masters",)))
-    return {
-        "KUBEKEEPER_CLUSTER": "prod",
-        "KUBEKEEPER_KUBERNETES_SERVER": kubernetes.server,
-        "KUBEKEEPER_KUBERNETES_CA": str(kubernetes.directory / "ca.pem"),
-        "KUBEKEEPER_KUBERNETES_TOKEN": str(token),
-        "KUBEKEEPER_PORT": "0",
-    } | more
 
 
 def test_the_process_publishes_with_workload_identity_and_ends_when_asked(

@@ -101,7 +101,14 @@ def pins(name: str) -> list[tuple[str, Version, str]]:
     ]
 
 
-LOCKS = ["requirements.txt", "requirements-dev.txt", "requirements-node.txt", "requirements-etcd.txt"]
+FORWARDER = "infra/forwarder/requirements.txt"
+LOCKS = [
+    "requirements.txt",
+    "requirements-dev.txt",
+    "requirements-node.txt",
+    "requirements-etcd.txt",
+    FORWARDER,
+]
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -127,6 +134,7 @@ def declared() -> list[tuple[str, Requirement]]:
         ],
         "requirements-node.txt": groups["node"],
         "requirements-etcd.txt": groups["etcd"],
+        FORWARDER: groups["forwarder"],
     }
     return [(file, Requirement(text)) for file, texts in wanted.items() for text in texts]
 
@@ -140,6 +148,7 @@ def test_the_lock_files_satisfy_the_project_file(file: str, requirement: Require
 
 def test_what_is_tested_is_what_is_deployed() -> None:
     assert set(pins("requirements.txt")) <= set(pins("requirements-dev.txt")), "run `make lock`"
+    assert set(pins(FORWARDER)) <= set(pins("requirements.txt")), "run `make lock`"
 
 
 def test_the_node_lock_file_has_hashes_and_no_addresses() -> None:
