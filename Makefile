@@ -27,7 +27,7 @@ start: setup           ## the local Functions host with Azurite, until Ctrl-C
 	@$(PY) -m sandbox host
 
 test: setup $(RUNTIME) ## unit, clients, functions, scenarios; ARGS="-k name" is handed to pytest
-	@$(PYTEST) -m "not e2e" -n 2 --dist loadfile --cov --cov-report= $(ARGS)
+	@$(PYTEST) -m "not e2e" -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report= $(ARGS)
 	@echo "coverage of function_app, functions and shared: $$($(PY) -m coverage report --format=total) %"
 
 rights: setup          ## infra/ anew from what the tests of the automations ask Azure and Kubernetes for
