@@ -38,6 +38,10 @@ LEVELS = 256
 """Steps of that index: more find fewer rows in vain and cost more memory."""
 
 
+ClaimName = tuple[str, str]
+"""(namespace, name) of a PersistentVolumeClaim."""
+
+
 class Row(NamedTuple):
     """What a node starts with: the node, free amounts by resource, and pods on it by shape."""
 
@@ -51,7 +55,9 @@ class Group(msgspec.Struct):
     """Pending pods that are alike to every predicate. `count` of them are to be placed.
 
     `shape` is its index on the board; `terms` are node selector terms of its volumes, each set of which must
-    be met; `trouble` is why none can be placed at all.
+    be met; `trouble` is why none can be placed at all. `shared_volumes` are (resource, claim) that other pods
+    use too: a node attaches each once, so they are not among the requests. `together`: claims of which the
+    first pod decides where the volume is made, and in which domain of which key the others must be.
     """
 
     key: int
@@ -63,17 +69,19 @@ class Group(msgspec.Struct):
     terms: tuple[tuple[NodeSelectorTerm, ...], ...] = ()
     trouble: str = ""
     bundle: str = ""
+    shared_volumes: tuple[tuple[str, ClaimName], ...] = ()
+    together: tuple[tuple[str, ClaimName], ...] = ()
 
     @property
     def is_careful(self) -> bool:
         """Whether each pod must be placed by itself."""
-        return bool(self.spec.is_social or self.spec.host_ports)
+        return bool(self.spec.is_social or self.spec.host_ports or self.shared_volumes or self.together)
 
 
 class Rule(NamedTuple):
-    """Pods that a counter counts, by namespace and labels. `ignores_going`: not those being deleted."""
+    """Pods that a counter counts. `ignores_going`: not those being deleted."""
 
-    tests: tuple[PodTest, ...]
+    tests: tuple[PodTest | ClaimTest, ...]
     ignores_going: bool = False
 
     def counts(self, shape: PodShape) -> bool:
@@ -92,6 +100,16 @@ class PodTest(NamedTuple):
         return (self.namespaces is None or shape.namespace in self.namespaces) and self.selector.matches(
             shape.labels
         )
+
+
+class ClaimTest(NamedTuple):
+    """Pods that use a claim."""
+
+    claim: ClaimName
+
+    def matches(self, shape: PodShape) -> bool:
+        """Whether a pod of the shape uses it."""
+        return shape.namespace == self.claim[0] and self.claim[1] in shape.spec.claims
 
 
 class Counter:
@@ -185,6 +203,8 @@ class Board:
         self._guarded_by: dict[int, list[Counter]] = {}
         self._guards_of: set[int] = set()
         self._ports: dict[tuple[str, int], dict[str, int]] = {}
+        self._sharing: dict[int, tuple[tuple[str, ClaimName], ...]] = {}
+        self._attached: dict[ClaimName, dict[int, int]] = {}
         self._has_company = False
         self._where: dict[int, dict[int, int]] = {}
         self._index = _Index()
@@ -195,9 +215,11 @@ class Board:
         """Set the board for these groups; rows first given are looked at first."""
         self._groups = list(groups)
         names = {name for group in groups for name in group.requests}
+        names |= {name for group in groups for name, _ in group.shared_volumes}
+        self._sharing = {group.shape: group.shared_volumes for group in groups if group.shared_volumes}
         self.free = {name: [] for name in sorted(names | {"pods"})}
         self._label_keys = _label_keys(groups)
-        self._has_company = any(group.spec.is_social for group in groups) or any(
+        self._has_company = any(group.spec.is_social or group.together for group in groups) or any(
             shape.spec.anti_affinity for shape in self.shapes
         )
         for row in rows:
@@ -262,10 +284,12 @@ class Board:
         self._class_of.append(at)
         if not row.closed:
             self.open |= bit
-        for shape in row.shapes:
+        for shape, count in row.shapes.items():
             ports = self.shapes[shape].spec.host_ports
             if ports:
                 self._take_ports(ports, bit)
+            for _, claim in self._sharing.get(shape, ()):
+                self._use(claim, number, count)
         return number
 
     def _class_key(self, node: Node) -> tuple[object, ...]:
@@ -429,6 +453,30 @@ class Board:
                 found.append(self._counter(Rule((test,)), term.topology_key, "any", _always))
         return found
 
+    def claim_counter(self, key: str, claim: ClaimName) -> Counter:
+        """Pods that use the claim."""
+        return self._counter(Rule((ClaimTest(claim),)), key, "any", _always)
+
+    # Volumes that pods share
+
+    def can_attach(self, group: Group, row: int) -> bool:
+        """Whether the volumes that the group shares with others are attached there already, or can be."""
+        if not group.shared_volumes:
+            return True
+        used = self._attached.get
+        more = [resource for resource, claim in group.shared_volumes if row not in used(claim, ())]
+        return all(self.free[resource][row] >= more.count(resource) for resource in more)
+
+    def _use(self, claim: ClaimName, row: int, count: int) -> int:
+        """So many pods more use it there; how many more volumes are attached: 1, 0 or -1."""
+        rows = self._attached.setdefault(claim, {})
+        before, after = rows.get(row, 0), rows.get(row, 0) + count
+        if after:
+            rows[row] = after
+        else:
+            rows.pop(row, None)
+        return bool(after) - bool(before)
+
     # Ports
 
     def _take_ports(self, ports: Iterable[HostPort], bit: int) -> None:
@@ -506,6 +554,8 @@ class Board:
         for name, amount in group.requests.items():
             free[name][row] -= amount * count
         free["pods"][row] -= count
+        for name, claim in group.shared_volumes:
+            free[name][row] -= self._use(claim, row, count)
         number = on.get(shape, 0) + count
         if number:
             on[shape] = number
@@ -563,6 +613,7 @@ class Company:
         self._spreads = [(spread, *board.spread_counter(group, spread)) for spread in spec.spread]
         self._near, self._is_own_company = board.affinity_counters(group) if spec.affinity else ([], False)
         self._far = board.repelling(group)
+        self._volumes = [board.claim_counter(key, claim) for key, claim in group.together]
 
     def allowed(self, among: int) -> int:
         """Rows of `among` that spread, affinity and anti-affinity permit now."""
@@ -577,6 +628,9 @@ class Company:
         return spread.max_skew + fewest - int(counts_itself)
 
     def _together(self, among: int) -> int:
+        for counter in self._volumes:
+            if counter.total:
+                among &= counter.occupied()
         if not self._near:
             return among
         is_first = self._is_own_company and not any(counter.total for counter in self._near)

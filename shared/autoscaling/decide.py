@@ -62,6 +62,7 @@ def _consider(observation: Observation, policy: AutoscalingPolicy, now: datetime
     _keep_sizes(scene)
     pack(scene)
     growth = list(_growth(scene))
+    use_spare(scene)
     found = Review(unneeded_since=_known(scene)) if growth else _review(scene)
     left = (*_notes(scene), *explain(scene), *found.left)
     memory = _memory(scene, found)
@@ -111,18 +112,26 @@ def _keep_sizes(scene: Scene) -> None:
 
 
 def pack(scene: Scene) -> None:
-    """Place every group: on what is there, then on new nodes, in the best of the ways to choose."""
+    """Place every group: on what is there, then on new nodes, in the best of the ways to choose; pods below
+    the cut-off of priorities are left to `use_spare`.
+    """
     least = scene.policy.scale_up.min_priority
-    ranked = rank(scene.groups, scene.offers)
-    scene.packer.settle(_nominated_first(scene, ranked))
+    wanted = [group for group in rank(scene.groups, scene.offers) if group.priority >= least]
+    scene.packer.settle(_nominated_first(scene, wanted))
     if not scene.policy.scale_up.enabled:
         return
-    hopeful = [one for one in ranked if one.priority >= least and scene.packer.remaining[one.key]]
+    hopeful = [one for one in wanted if scene.packer.remaining[one.key]]
     for bundle in sorted({group.bundle for group in hopeful if group.bundle}):
         _pack_whole(scene, [group for group in hopeful if group.bundle == bundle])
-    single = [group for group in hopeful if not group.bundle]
-    _pack_best(scene, single)
-    scene.packer.drop_spare(single)
+    _pack_best(scene, [group for group in hopeful if not group.bundle])
+    scene.packer.drop_spare(wanted)
+
+
+def use_spare(scene: Scene) -> None:
+    """Pods that no node was planned for take what is left over, on nodes there are and on planned ones."""
+    least = scene.policy.scale_up.min_priority
+    left = [group for group in scene.groups if group.priority < least or group.spec.needs_others]
+    scene.packer.settle_rest(rank(left, scene.offers))
 
 
 def _nominated_first(scene: Scene, groups: Sequence[Group]) -> list[Group]:

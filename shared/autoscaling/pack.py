@@ -10,8 +10,12 @@ and the best result is kept; then nodes whose pods fit elsewhere after all are d
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from random import Random
+from typing import NamedTuple
 
 import msgspec
 
@@ -22,6 +26,11 @@ from shared.model.node import HOSTNAME, Node
 
 UNPRICED = 1.0
 """Cost of a node where no price is known: then nodes are counted."""
+
+ORDERS = 20
+"""In so many orders all pods are placed again to see whether a node can be spared."""
+PODS_PLACED_AGAIN = 10_000
+"""In these orders together, for one node; beyond that the time matters more than one node does."""
 
 
 @dataclass
@@ -105,6 +114,14 @@ class Shared:
 Choice = Callable[["Packer", Group, Sequence[Offer]], Offer | None]
 
 
+class _Start(NamedTuple):
+    """How things were before any pod was placed: mark of the board, planned nodes of each offer, the pods."""
+
+    mark: tuple[int, int]
+    kept: list[tuple[Offer, int]]
+    groups: list[Group]
+
+
 class Packer:
     """One board with offers; `open_node` and `fill` change both."""
 
@@ -116,14 +133,29 @@ class Packer:
         self.remaining: dict[int, int] = {}
         self._takes: dict[tuple[str, int], bool] = {}
         self._planned = 0
+        self._start = _Start(board.mark(), [], [])
 
     # Where there is room already
 
     def settle(self, groups: Iterable[Group]) -> None:
         """Put as many of each group as fit on the rows there are."""
+        groups = list(groups)
+        self._start = _Start(self.board.mark(), [(offer, offer.planned) for offer in self.offers], groups)
+        self._settle(groups)
+
+    def _settle(self, groups: Sequence[Group]) -> None:
         for group in groups:
             self.remaining[group.key] = group.count
             self._fill(group, self.board.open_to(group))
+        self.settle_rest(group for group in groups if group.spec.needs_others)
+
+    def settle_rest(self, groups: Iterable[Group]) -> None:
+        """Put what is left of these where it fits by now: pods placed after them may be the company that they
+        asked for, or level a spread.
+        """
+        waiting = [group for group in groups if self.remaining.setdefault(group.key, group.count)]
+        while sum(self._fill(group, self.board.open_to(group)) for group in waiting):
+            waiting = [group for group in waiting if self.remaining[group.key]]
 
     def settle_on(self, group: Group, among: int) -> None:
         """Put what is left of the group on these rows."""
@@ -158,7 +190,8 @@ class Packer:
         if group.spec.host_ports:
             allowed &= ~self.board.ports_taken(group.spec.host_ports)
         for rows in (company.preferred(allowed), allowed):
-            found = next(self.board.fitting(group, rows), None)
+            fitting = self.board.fitting(group, rows)
+            found = next((row for row in fitting if self.board.can_attach(group, row)), None)
             if found is not None:
                 return found
         return None
@@ -166,15 +199,31 @@ class Packer:
     # New nodes
 
     def grow(self, groups: Sequence[Group], choose: Choice) -> None:
-        """Open nodes until nothing more can be placed; groups are in the order of their hardness."""
-        for group in groups:
-            if not self.remaining[group.key] or group.trouble:
-                continue
-            self._fill(group, self.board.open_to(group) & self._planned)
-            while self.remaining[group.key]:
-                offer = choose(self, group, self.usable(group))
-                if offer is None or not self._open_for(offer, group):
-                    break
+        """Open nodes until nothing more can be placed; groups are in the order of their hardness.
+
+        Those that need others are tried again for as long as others are placed.
+        """
+        waiting = [group for group in groups if not group.trouble]
+        placed = -1
+        while placed != len(self.board.placements):
+            placed = len(self.board.placements)
+            for group in waiting:
+                if self.remaining[group.key]:
+                    self._grow_for(group, choose)
+            waiting = [g for g in waiting if self.remaining[g.key] and g.spec.needs_others]
+            self.settle_rest(waiting)
+
+    def _grow_for(self, group: Group, choose: Choice) -> None:
+        self._fill(group, self.board.open_to(group) & self._planned)
+        usable = self.usable(group)
+        while self.remaining[group.key]:
+            offer = choose(self, group, usable)
+            if offer is None:
+                return
+            if self._open_for(offer, group):
+                usable = self.usable(group)
+            else:  # other pods allow none there now; a pool in another zone may do
+                usable = [one for one in usable if one is not offer]
 
     def usable(self, group: Group) -> list[Offer]:
         """Offers that may grow and whose nodes take a pod of the group by itself."""
@@ -255,13 +304,52 @@ class Packer:
 
     def drop_spare(self, groups: Sequence[Group]) -> None:
         """Take away planned nodes whose pods fit elsewhere; of each pool the last, since Azure has its own
-        mind about the zone of the one before.
+        mind about the zone of the one before. Pods of other groups than these may lose their place.
         """
-        if any(spread.min_domains > 1 for group in groups for spread in group.spec.spread):
-            return  # a node may be needed for the domain it makes
-        for offer in self.offers:
-            while offer.planned > offer.floor and not offer.whole and self._drop_last(offer):
-                pass
+        ways: list[Callable[[Offer], bool]] = [partial(self._place_again, groups)]
+        if not any(group.spec.affinity or group.spec.needs_domains for group in groups):
+            ways.insert(0, self._drop_last)  # else a pod may need what is there, be it an empty domain
+        for drop in ways:
+            for offer in self.offers:
+                while offer.planned > offer.floor and not offer.whole and drop(offer):
+                    pass
+
+    def _place_again(self, groups: Sequence[Group], offer: Offer) -> bool:
+        """Place all pods without the pool's last planned node, in one order after the other; if more are left
+        in each of them, everything is as before.
+        """
+        start, last = self._start, offer.rows[-1]
+        tries = min(ORDERS, PODS_PLACED_AGAIN // max(1, sum(group.count for group in start.groups)))
+        if not tries or not self._is_room_without(last):
+            return False
+        left, placements = dict(self.remaining), self.board.placements[start.mark[0] :]
+        rows = ((row, at) for at, one in enumerate(self.offers) for row in one.rows)
+        planned = sorted((row, at) for row, at in rows if row >= start.mark[1])
+        fewer = [at for row, at in planned if row != last]
+        for order, nodes in islice(_orders(start.groups, fewer), tries):
+            self.undo(start.mark, start.kept)
+            for at in nodes:
+                self.open_node(self.offers[at])
+            self._settle(order)
+            if all(self.remaining[group.key] <= left[group.key] for group in groups):
+                return True
+        self.undo(start.mark, start.kept)
+        again = {row: self.open_node(self.offers[at]) for row, at in planned}
+        for one in placements:
+            self.board.place(one.group, again.get(one.row, one.row), one.count)
+        self.remaining = left
+        return False
+
+    def _is_room_without(self, row: int) -> bool:
+        """Whether there is as much free elsewhere as is used on this row."""
+        for name in ("cpu", "memory", "pods"):
+            free = self.board.free.get(name)
+            if free is None:
+                continue
+            used = self.board.nodes[row].allocatable.get(name, 0) - free[row]
+            if sum(amount for amount in free if amount > 0) - max(0, free[row]) < used:
+                return False
+        return True
 
     def _drop_last(self, offer: Offer) -> bool:
         row = offer.rows[-1]
@@ -283,6 +371,17 @@ class Packer:
             self.board.place(placement.group, row, placement.count)
             self.remaining[placement.group.key] -= placement.count
         return False
+
+
+def _orders(groups: Sequence[Group], nodes: Sequence[int]) -> Iterator[tuple[Sequence[Group], Sequence[int]]]:
+    """Groups and nodes as they come, then in other orders, the same ones every time, without end."""
+    yield groups, nodes
+    for name in ("cpu", "memory"):
+        yield sorted(groups, key=lambda group: -group.requests.get(name, 0)), nodes
+    draw = Random(0)  # noqa: S311
+    while True:
+        yield draw.sample(groups, len(groups)), nodes
+        yield groups, draw.sample(nodes, len(nodes))
 
 
 def may_go(group: Group, node: Node) -> bool:

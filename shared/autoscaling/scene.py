@@ -14,14 +14,16 @@ from typing import Any
 
 import msgspec
 
-from shared.autoscaling.board import Board, Group, Row
+from shared.autoscaling.board import Board, ClaimName, Group, Row
 from shared.autoscaling.demand import Floor, Wishes, floor_of, headroom_shape, manual_size, remember_wishes
 from shared.autoscaling.facts import Facts, Pool
-from shared.autoscaling.observation import Kubernetes, Observation
+from shared.autoscaling.observation import Claim, Kubernetes, Observation
 from shared.autoscaling.pack import Offer, Packer, Shared
 from shared.autoscaling.policy import AutoscalingPolicy
 from shared.autoscaling.pools.driver import MachineState
 from shared.autoscaling.templates import (
+    DISK_DRIVER,
+    DISK_ZONE,
     PASSING_TAINTS,
     VOLUMES,
     Template,
@@ -32,7 +34,7 @@ from shared.autoscaling.templates import (
     usual_pods,
 )
 from shared.model.duration import parse_duration
-from shared.model.node import Node, NodeSelectorTerm
+from shared.model.node import Node, NodeSelectorTerm, Requirement
 from shared.model.pod import PendingPod, PodShape
 from shared.model.quantity import format_amount, units
 
@@ -70,6 +72,10 @@ class Scene:
     """Nodes on their way of each pool."""
     lost: dict[str, list[str]] = field(default_factory=dict)
     """Machines of each pool that will not become nodes."""
+    shared_claims: set[ClaimName] = field(default_factory=set)
+    """Claims that several pods use."""
+    limited_drivers: set[str] = field(default_factory=set)
+    """CSI drivers that attach only so many volumes to some node."""
 
     @property
     def kubernetes(self) -> Kubernetes:
@@ -105,6 +111,9 @@ def set_scene(observation: Observation, policy: AutoscalingPolicy, facts: Facts,
     )
     for pool in facts.pools:
         _count_machines(scene, pool)
+    nodes = (*kubernetes.nodes, *(template.node for template in templates.values()))
+    scene.limited_drivers = {driver for node in nodes for driver in node.volume_limits}
+    scene.shared_claims = _shared_claims(kubernetes)
     _group_pods(scene)
     _add_headroom(scene)
     _set_board(scene)
@@ -179,8 +188,10 @@ def _created(pod: PendingPod, now: datetime) -> datetime:
 def group_of(scene: Scene, shape: int, count: int) -> Group:
     """Pods of one shape as the board takes them, with what their volumes ask for."""
     known = scene.shapes[shape]
-    terms, volumes, trouble = _volumes(scene.kubernetes, known)
-    requests = {name: amount for name, amount in known.spec.requests.items() if amount > 0} | volumes
+    volumes = _volumes(scene, known)
+    is_shared = any(claim in scene.shared_claims for _, claim in volumes.attached)
+    own = Counter(resource for resource, _ in volumes.attached if not is_shared)
+    requests = {name: amount for name, amount in known.spec.requests.items() if amount > 0} | own
     return Group(
         key=shape,
         shape=shape,
@@ -188,46 +199,83 @@ def group_of(scene: Scene, shape: int, count: int) -> Group:
         requests=requests,
         count=count,
         priority=known.priority,
-        terms=tuple(terms),
-        trouble=trouble,
+        terms=tuple(volumes.terms),
+        trouble=volumes.trouble,
         bundle=f"{known.namespace}/{known.group}" if known.group else "",
+        shared_volumes=tuple(volumes.attached) if is_shared else (),
+        together=tuple(one for one in volumes.unmade if one[1] in scene.shared_claims),
     )
 
 
-def _volumes(
-    kubernetes: Kubernetes, shape: PodShape
-) -> tuple[list[tuple[NodeSelectorTerm, ...]], dict[str, int], str]:
-    """(terms of places, counts by driver, why it cannot run at all) of a shape's claims."""
-    terms: list[tuple[NodeSelectorTerm, ...]] = []
-    counts: Counter[str] = Counter()
+@dataclass
+class _Volumes:
+    """What the claims of a shape ask for."""
+
+    terms: list[tuple[NodeSelectorTerm, ...]] = field(default_factory=list)
+    attached: list[tuple[str, ClaimName]] = field(default_factory=list)
+    """Resource that counts the volume on a node, and its claim; where the driver has a limit."""
+    unmade: list[tuple[str, ClaimName]] = field(default_factory=list)
+    """Key of the domain in which the volume will be made once the first of its pods has a node."""
+    trouble: str = ""
+
+
+_NO_VOLUMES = _Volumes()
+
+
+def _volumes(scene: Scene, shape: PodShape) -> _Volumes:
+    if not shape.spec.claims:
+        return _NO_VOLUMES
+    found = _Volumes()
     for name in shape.spec.claims:
-        claim = kubernetes.claims.get((shape.namespace, name))
+        claim = scene.kubernetes.claims.get((shape.namespace, name))
         if claim is None:
-            return terms, dict(counts), f"its claim '{name}' is not there"
-        if claim.is_going:
-            return terms, dict(counts), f"its claim '{name}' is being deleted"
-        where, driver, trouble = _place_of(kubernetes, claim.volume, claim.storage_class, name)
-        if trouble:
-            return terms, dict(counts), trouble
-        if where is not None:
-            terms.append(where)
-        if driver:
-            counts[VOLUMES + driver] += 1
-    return terms, dict(counts), ""
+            found.trouble = f"its claim '{name}' is not there"
+        elif claim.is_going:
+            found.trouble = f"its claim '{name}' is being deleted"
+        else:
+            _add_claim(scene, found, (shape.namespace, name), claim)
+        if found.trouble:
+            break
+    return found
 
 
-def _place_of(
-    kubernetes: Kubernetes, volume: str, storage_class: str, claim: str
-) -> tuple[tuple[NodeSelectorTerm, ...] | None, str, str]:
-    if volume:
-        found = kubernetes.volumes.get(volume)
-        return (found.terms, found.driver, "") if found else (None, "", f"volume '{volume}' is not there")
-    known = kubernetes.classes.get(storage_class)
-    if known is None:
-        return None, "", f"its claim '{claim}' names no storage class that is there"
-    if not known.waits:
-        return None, "", f"its claim '{claim}' is not bound yet"
-    return known.topologies, known.provisioner, ""
+def _add_claim(scene: Scene, found: _Volumes, name: ClaimName, claim: Claim) -> None:
+    kubernetes = scene.kubernetes
+    if claim.volume:
+        volume = kubernetes.volumes.get(claim.volume)
+        if volume is None:
+            found.trouble = f"volume '{claim.volume}' is not there"
+            return
+        terms, driver = volume.terms, volume.driver
+    else:
+        known = kubernetes.classes.get(claim.storage_class)
+        if known is None or not known.waits:
+            why = "names no storage class that is there" if known is None else "is not bound yet"
+            found.trouble = f"its claim '{name[1]}' {why}"
+            return
+        terms, driver = known.topologies, known.provisioner
+        if claim.selected_node:  # its volume is being made for that node
+            chosen = Requirement("metadata.name", "In", (claim.selected_node,))
+            found.terms.append((NodeSelectorTerm(fields=(chosen,)),))
+        elif driver == DISK_DRIVER:
+            found.unmade.append((DISK_ZONE, name))
+    if terms is not None:
+        found.terms.append(terms)
+    if driver in scene.limited_drivers:
+        found.attached.append((VOLUMES + driver, name))
+
+
+def _shared_claims(kubernetes: Kubernetes) -> set[ClaimName]:
+    """Claims of pods that wait which other pods use too."""
+    holders = {number for number, shape in enumerate(kubernetes.shapes) if shape.spec.claims}
+    users = Counter(pod.shape for pod in kubernetes.pending if pod.shape in holders)
+    if users:
+        users.update(shape for load in kubernetes.loads.values() for shape in load.shapes.keys() & holders)
+    claims: Counter[ClaimName] = Counter()
+    for number, count in users.items():
+        shape = kubernetes.shapes[number]
+        claims.update({(shape.namespace, name): count for name in shape.spec.claims})
+    return {claim for claim, count in claims.items() if count > 1}
 
 
 def _add_headroom(scene: Scene) -> None:
@@ -254,15 +302,17 @@ def _set_board(scene: Scene) -> None:
 
 
 def _rows(scene: Scene, groups: Iterable[Group]) -> Iterator[Row]:
-    drivers = {name for group in groups for name in group.requests if name.startswith(VOLUMES)}
-    counts = (
-        {group.shape: {d: group.requests.get(d, 0) for d in drivers} for group in groups} if drivers else {}
-    )
+    drivers = [VOLUMES + driver for driver in scene.limited_drivers]
+    attached = {
+        group.shape: _volumes(scene, scene.shapes[group.shape]).attached
+        for group in groups
+        if drivers and group.spec.claims
+    }
     draining = scene.state.get("draining") or {}
     young = parse_duration(scene.policy.scale_up.provision_timeout)
     for number, node in enumerate(scene.kubernetes.nodes):
         scene.row_of[node.name] = number
-        yield _row(scene, node, counts, drivers, is_closed=node.name in draining, young=young)
+        yield _row(scene, node, attached, drivers, is_closed=node.name in draining, young=young)
     number = len(scene.kubernetes.nodes)
     for pool in scene.facts.pools:
         for node in _coming(scene, pool):
@@ -274,7 +324,7 @@ def _rows(scene: Scene, groups: Iterable[Group]) -> Iterator[Row]:
 def _row(
     scene: Scene,
     node: Node,
-    counts: Mapping[int, Mapping[str, int]],
+    attached: Mapping[int, Iterable[tuple[str, ClaimName]]],
     drivers: Iterable[str],
     *,
     is_closed: bool,
@@ -285,8 +335,8 @@ def _row(
     if load is not None:
         for name, amount in load.used.items():
             free[name] = free.get(name, 0) - amount
-        for name in drivers if counts else ():
-            free[name] -= sum(counts[shape][name] * count for shape, count in load.shapes.items())
+        for name, _ in {one for shape in load.shapes for one in attached.get(shape, ())} if attached else ():
+            free[name] -= 1
     seen = node
     if not node.is_ready and node.created_at and scene.now - node.created_at < young:
         # It has just joined: its pods will have a place once it is Ready.

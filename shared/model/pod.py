@@ -114,6 +114,16 @@ class PodSpec(msgspec.Struct, frozen=True, kw_only=True):
         """Whether other pods decide where it may go."""
         return bool(self.affinity or self.anti_affinity or self.spread)
 
+    @property
+    def needs_others(self) -> bool:
+        """Whether pods that are placed later may open a place for it."""
+        return bool(self.affinity or self.spread)
+
+    @property
+    def needs_domains(self) -> bool:
+        """Whether there must be several domains, be they empty."""
+        return any(spread.min_domains > 1 for spread in self.spread)
+
 
 class Owner(msgspec.Struct, frozen=True):
     """The controlling owner; an empty kind when there is none."""

@@ -111,6 +111,7 @@ def cluster(*others: Ask, node: Ask | None = None, elsewhere: Sequence[Ask] = ()
             claim("there", volumeName="pv-there"),
             claim("anywhere", volumeName="pv-anywhere"),
             *(claim(one, storageClassName=one) for one in ("waits", "waits-here", "waits-there", "at-once")),
+            selected(claim("waits-n2", storageClassName="waits"), "n2"),
         ],
         "storageclasses": [
             *(storage_class(name, zones) for name, zones in CLASSES.items()),
@@ -125,6 +126,11 @@ CLASSES: dict[str, tuple[str, ...]] = {"waits": (), "waits-here": (HERE,), "wait
 
 def claim(name: str, **spec: str) -> Ask:
     return {"metadata": {"name": name, "namespace": "default"}, "spec": spec}
+
+
+def selected(claim: Ask, node: str) -> Ask:
+    claim["metadata"]["annotations"] = {"volume.kubernetes.io/selected-node": node}
+    return claim
 
 
 def storage_class(name: str, zones: tuple[str, ...]) -> Ask:
@@ -199,6 +205,7 @@ ONE_NODE: dict[str, tuple[Ask, Ask]] = {
         node_affinity({"matchExpressions": [ABSENT]}, {"matchExpressions": [TIERED]}),
         node_affinity({"matchExpressions": [ABSENT, TIERED]}),
     ),
+    "the node for which a volume is being made": (claims("waits"), claims("waits-n2")),
     "zone of a bound volume": (claims("here-0"), claims("there")),
     "topologies of a storage class that waits": (claims("waits-here"), claims("waits-there")),
     "a class that makes volumes at once": (claims("waits"), claims("at-once")),
@@ -266,6 +273,11 @@ ON_THE_NODE: dict[str, tuple[Others, Others, Ask]] = {
     ),
     "a port on all addresses": ([port(80, address="10.0.0.1")], [port(80)], port(80, address="10.0.0.2")),
     "a port against one on all addresses": ([port(81)], [port(80, address="10.0.0.1")], port(80)),
+    "a volume that is attached already is attached once": (
+        [claims("here-0", "here-1")],
+        [claims("anywhere", "here-1")],
+        claims("here-0", "here-1"),
+    ),
     "volumes attached already": ([claims("here-0")], [claims("here-0", "here-1")], claims("here-2")),
     "anti-affinity": ([{"labels": {"app": "db"}}], [WEB], far(HOST, "web")),
     "anti-affinity of a pod that is there": ([far(HOST, "db")], [far(HOST, "web")], WEB),
@@ -432,12 +444,49 @@ def test_pods_of_low_priority_use_what_is_spare_and_make_nothing_grow() -> None:
     assert case.decide().left("low-0").reason == "FitsExistingNode"
 
 
+def test_a_new_node_has_room_for_pods_of_low_priority_too() -> None:
+    case = growing(scaleUp={"minPriority": 0}).pending(3, "low", requests={"cpu": "400m"}, priority=-1)
+    result = case.pending(1, "high", requests={"cpu": "600m"}).decide()
+    assert (result.new, result.reasons("default/low")) == ({"a": 1}, {"NewNode": 1, "LowPriority": 2})
+
+
 def test_the_higher_priority_gets_the_room_there_is() -> None:
     case = growing()
     case.node("a", "n1")
     case.pending(1, "low", requests={"cpu": "900m"}).pending(1, "high", requests={"cpu": "500m"}, priority=9)
     result = case.decide()
     assert (result.left("high-0").reason, result.left("low-0").reason) == ("FitsExistingNode", "NewNode")
+
+
+# Pods that others open a place for
+
+
+def test_a_pod_waits_for_its_company_though_that_is_smaller() -> None:
+    case = growing().pending(1, "big", requests={"cpu": "600m"}, **near(HOST, "web"))
+    result = case.pending(1, requests={"cpu": "300m"}, labels={"app": "web"}).decide()
+    assert (result.new, result.reasons("default/")) == ({"a": 1}, {"NewNode": 2})
+
+
+def test_a_pod_waits_for_its_company_on_nodes_there_are() -> None:
+    case = cluster()
+    case.pending(1, "big", requests={"cpu": "2"}, **near(HOST, "web"))
+    result = case.pending(1, requests={"cpu": "1"}, labels={"app": "web"}).decide()
+    assert result.reasons("default/") == {"FitsExistingNode": 2}
+
+
+def test_a_spread_over_zones_takes_from_every_zones_pool() -> None:
+    case = Case(policy={"scaleUp": {"strategy": ["price"]}})
+    for zone, price in (("1", 0.1), ("2", 0.2), ("3", 0.3)):
+        case.pool(f"z{zone}", {"cpu": "1", "pods": "1"}, size=1, zones=(zone,), pricePerHour=price)
+    result = case.pending(5, requests={"cpu": "900m"}, **spread(ZONE)).decide()
+    assert result.new == {"z1": 2, "z2": 2, "z3": 1}
+
+
+def test_pods_that_share_a_claim_are_in_the_zone_where_the_first_has_its_volume_made() -> None:
+    case = cluster(node={"unschedulable": True}).pool("b", {"cpu": "1"}, zones=("1", "2"))
+    for number in range(2):
+        case.pods.append(pod_document(f"web-{number}", requests={"cpu": "900m"}, **claims("waits")))
+    assert case.decide().new == {"b": 3}  # as Azure takes the zones in turn
 
 
 # What is known of a node that is not there yet
