@@ -145,7 +145,7 @@ def test_prices_are_not_needed() -> None:
 # No planned node can be spared
 
 
-CLUSTERS = 1000 if os.environ.get("KUBEKEEPER_SWEEP") == "full" else 20
+CLUSTERS = 1000 if os.environ.get("KUBEKEEPER_SWEEP") == "full" else 12
 ORDERS = 10
 """Ways to place the pods again without a node: what the planner itself has not tried, but for the first."""
 
