@@ -23,6 +23,9 @@ host untouched.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class AutomationError(Exception):
     """Base of all errors raised on purpose; `str(error)` is the one line to show."""
@@ -106,8 +109,12 @@ class RunFailedError(AutomationError):
 
 
 class NotYetError(AutomationError):
-    """An operation has begun what it was asked for, and looks again after `seconds`; nothing is wrong."""
+    """An operation has begun what it was asked for, and looks again after `seconds`; nothing is wrong.
 
-    def __init__(self, message: str, *, seconds: float) -> None:
+    `outcomes` (of `shared.model.plan`): what it has done by then, for the journal.
+    """
+
+    def __init__(self, message: str, *, seconds: float, outcomes: Sequence[Any] = ()) -> None:
         super().__init__(message)
         self.seconds = seconds
+        self.outcomes = outcomes

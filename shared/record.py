@@ -59,6 +59,7 @@ VERBS = {
     ActionKind.UNCORDON: "Uncordoned",
     ActionKind.DRAIN: "Drained",
     ActionKind.REPLACE_NODE: "NodeReplaced",
+    ActionKind.ROLLING_UPGRADE: "PoolUpgraded",
 }
 
 log = logging.getLogger(__name__)

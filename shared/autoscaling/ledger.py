@@ -1,10 +1,11 @@
 """What the autoscaler has begun and not finished, as it stands in the automation's state document.
 
 Everything Azure is asked for stands here before the request leaves, so that a crash at any point is taken up
-by the next pass: growths (capacity asked for), removals (nodes on their way out) and cleanups (interfaces,
-disks and addresses that a deleted machine leaves behind). Also what pools rest from (`pools.*.backoff`) and
-what the limits per hour count (`additions`, `removals`). Which keys `decide` reads of it is said by
-`observation.Observation`. Pure; `act` and `removal` change it and save it through the claim.
+by the next pass: growths (capacity asked for), removals (nodes on their way out), cleanups (interfaces, disks
+and addresses that a deleted machine leaves behind) and rolls (operations that replace machines). Also what
+pools rest from (`pools.*.backoff`) and what the limits per hour count (`additions`, `removals`). Which keys
+`decide` reads of it is said by `observation.Observation`. Pure; `act`, `removal` and `replacing` change it
+and save it through the claim.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ GROWTH_PATIENCE = timedelta(minutes=30)
 """An operation that has not ended by then is no longer asked about; its machines are judged by themselves."""
 LONGEST_LAG = timedelta(minutes=10)
 """Reads of Azure are believed to be at most this late."""
+ROLL_LOST = HOUR
+"""An operation looks every few seconds; one that has not for so long failed without saying so."""
 
 
 class Phase(enum.StrEnum):
@@ -103,6 +106,43 @@ class Removal(_Entry):
         return self.node or self.machine
 
 
+class Roll(_Entry):
+    """An operation that replaces machines of a pool, by its run: one machine, or all of an earlier model."""
+
+    pool: str
+    name: str
+    at: datetime
+    seen_at: datetime
+    """When the operation last looked; one that was not seen for long is over."""
+    size: int
+    surge: int = 1
+    node: str = ""
+    machine: str = ""
+    """The one machine to replace; empty for all that are not of the pool's latest model."""
+    image: str = ""
+    """Availability sets: what new machines are made from, for as long as this stands."""
+    timeout: str = ""
+    """Longest drain; the policy's when empty."""
+    old: int = 0
+    """Machines that were to be replaced when it last looked."""
+    ready: int = 0
+    """Machines of the pool that were Ready nodes then."""
+    of: int = 0
+    """Machines that were to be replaced when it began."""
+    moved_at: datetime | None = None
+    """When anything last changed for the better."""
+    asked: dict[str, str] = {}
+    """Nodes whose removal was begun, and what it waited for when it was last looked at."""
+    is_backed_up: bool = False
+    sent_at: datetime | None = None
+    """When an etcd backup, or an upgrade by AKS, was last asked for."""
+    etag: str = ""
+    """Of the pool, when an upgrade by AKS was asked for."""
+    ended: str = ""
+    """How it ended, for an operation that is delivered once more; empty while it goes on."""
+    is_failed: bool = False
+
+
 class Cleanup(_Entry):
     """A resource that a deleted machine has left behind.
 
@@ -161,6 +201,7 @@ class Ledger(_Entry):
     pools: dict[str, PoolNote] = {}
     additions: list[Change] = []
     removals: list[Change] = []
+    rolls: dict[str, Roll] = {}
     removal_failed_at: datetime | None = None
 
     def document(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -181,6 +222,7 @@ class Ledger(_Entry):
         """Drop what no limit counts any more, and rests that are long over."""
         self.additions = [change for change in self.additions if now - change.at < HOUR]
         self.removals = [change for change in self.removals if now - change.at < HOUR]
+        self.rolls = {run: roll for run, roll in self.rolls.items() if now - roll.seen_at < ROLL_LOST}
         for note in self.pools.values():
             note.made = {one: at for one, at in note.made.items() if now - at < LONGEST_LAG}
             if note.backoff and now - note.backoff.until > HOUR:

@@ -124,6 +124,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
         removalFailedAt   time of the last drain or deletion that was given up
         draining          {node: {...}}        nodes on their way out
         manual            {pool name: {"size", "until" (absent: until changed)}}
+        rolls             {run: {"pool", "ended"}}     operations that replace a pool's machines
 
     Ids of pools are lower case.
     """

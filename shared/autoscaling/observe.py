@@ -7,14 +7,14 @@ held), nodes, what predicates need, and of Azure what `azure` finds worth asking
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from shared.autoscaling.azure import Ages, AzureReader
+from shared.autoscaling.azure import NOW, Ages, AzureReader
 from shared.autoscaling.facts import Pool, PoolKind
 from shared.autoscaling.metrics import measure
 from shared.autoscaling.observation import LISTS, ONLY_PENDING, Collector, Observation
@@ -99,15 +99,7 @@ def observe(place: Place, state: Mapping[str, Any], ages: Ages, *, keep: bool = 
     """
     collector = _collect(place.kube, keep=keep)
     nodes = collector.nodes
-    reader = AzureReader(
-        place.clients.arm,
-        _scope(place.cluster),
-        place.policy,
-        state.get(CACHED, {}),
-        place.now,
-        models=_models(state),
-        whole=keep,
-    )
+    reader = _azure(place, state, whole=keep)
     pools = reader.pools(ages)
     reader.machines(pools, counting(nodes), ages)
     reader.limits(pools, ages)
@@ -119,6 +111,12 @@ def observe(place: Place, state: Mapping[str, Any], ages: Ages, *, keep: bool = 
         metrics=_metrics(place, pools, nodes),
         state={name: value for name, value in state.items() if name != CACHED},
     )
+
+
+def pools_and_nodes(place: Place, state: Mapping[str, Any]) -> tuple[tuple[Pool, ...], tuple[Node, ...]]:
+    """The pools as Azure has them now and the cluster's nodes, and nothing else; errors as of `observe`."""
+    collector = _collect(place.kube, keep=False, plurals=("nodes",))
+    return _azure(place, state, whole=False).pools(NOW), tuple(collector.nodes)
 
 
 def entry_of(cluster: Cluster) -> Document:
@@ -155,12 +153,25 @@ def counting(nodes: Sequence[Node]) -> Callable[[Pool], int]:
 # How
 
 
-def _collect(kube: KubeClient, *, keep: bool) -> Collector:
-    """All lists; begun again when the API server forgets a list's moment between two pages."""
+def _azure(place: Place, state: Mapping[str, Any], *, whole: bool) -> AzureReader:
+    return AzureReader(
+        place.clients.arm,
+        _scope(place.cluster),
+        place.policy,
+        state.get(CACHED, {}),
+        place.now,
+        models=_models(state),
+        whole=whole,
+    )
+
+
+def _collect(kube: KubeClient, *, keep: bool, plurals: Iterable[str] = tuple(LISTS)) -> Collector:
+    """These lists; begun again when the API server forgets a list's moment between two pages."""
     for attempt in range(LISTING_ATTEMPTS):
         collector = Collector(keep=keep)
         try:
-            for plural, path in LISTS.items():
+            for plural in plurals:
+                path = LISTS[plural]
                 pages = kube.pages(path, limit=NODE_PAGE) if plural == "nodes" else kube.pages(path)
                 for page in pages:
                     collector.add(plural, page)

@@ -10,7 +10,7 @@ A state machine of many short passes, kept in the ledger:
 
 A deletion is announced before it is asked for, together with what the machine will leave behind (availability
 sets: interface, OS disk, public address); that stands in the ledger until it is gone too, whatever happens in
-between. Called by `act` (begins) and `reconcile` (goes on).
+between. Called by `act` and `replacing` (begin) and `reconcile` (goes on).
 """
 
 from __future__ import annotations
@@ -65,20 +65,28 @@ def begin_removal(work: Work, action: Action, pool: Pool, removals: Sequence[Rem
     return [Outcome(action=action, status=Status.SUCCEEDED, message=message, data=data)]
 
 
-def new_removal(work: Work, pool: Pool, machine: str, reason: str, **known: Any) -> Removal:
-    """Of a machine of the pool; `known` are further fields."""
-    timeout = parse_duration(work.place.policy.scale_down.drain_timeout)
+def new_removal(
+    work: Work, pool: Pool, machine: str, reason: str, *, timeout: str = "", **known: Any
+) -> Removal:
+    """Of a machine of the pool; `timeout`: another than the policy's for its drain; `known` are further
+    fields.
+    """
+    patience = parse_duration(timeout or work.place.policy.scale_down.drain_timeout)
     return Removal(
+        **{"floor": pool.min} | known,
         pool=pool.id,
         name=pool.name,
         kind=pool.kind,
         machine=machine.lower(),
         at=work.now,
-        deadline=work.now + timeout,
-        floor=pool.min,
+        deadline=work.now + patience,
         reason=reason,
-        **known,
     )
+
+
+def call_off(work: Work, removal: Removal, why: str) -> list[Outcome]:
+    """Undo a removal whose machine is not being deleted yet; nothing otherwise."""
+    return [_give_up(work, removal, why)] if removal.phase is Phase.DRAINING else []
 
 
 # Going on

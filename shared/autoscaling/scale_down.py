@@ -216,6 +216,9 @@ def is_kept(scene: Scene, pool: Pool, node: Node) -> tuple[str, str] | None:
         return "PoolIsKept", f"scaleDown is false for pool {pool.name}"
     if pool.policy.whole:
         return "PoolIsWhole", f"pool {pool.name} is used as a whole"
+    rolls = (scene.state.get("rolls") or {}).values()
+    if any(one["pool"] == pool.id and not one.get("ended") for one in rolls):
+        return "PoolIsRolling", f"an operation is replacing machines of pool {pool.name}"
     if node.created_at and scene.now - node.created_at < JUST_JOINED:
         return "TooYoung", "it has just joined"
     return None

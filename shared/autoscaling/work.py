@@ -20,7 +20,7 @@ from shared.autoscaling.ledger import Ledger, read_ledger
 from shared.autoscaling.observe import CACHED, Place
 from shared.autoscaling.pools.agent_pool import AgentPool
 from shared.autoscaling.pools.availability_set import AvailabilitySet, Model
-from shared.autoscaling.pools.driver import Driver
+from shared.autoscaling.pools.driver import Driver, read_image
 from shared.autoscaling.pools.scale_set import FlexibleScaleSet, UniformScaleSet
 from shared.errors import ApiError, UnsafePlanError
 from shared.log import log_event
@@ -93,7 +93,9 @@ class Work:
             return AgentPool()
         known = self.ledger.note(pool_id).model
         model = msgspec.convert(known, Model) if known else None
-        return AvailabilitySet(model, self._custom_data(name))
+        rolls = self.ledger.rolls.values()
+        image = next((roll.image for roll in rolls if roll.pool == pool_id and not roll.ended), "")
+        return AvailabilitySet(model, self._custom_data(name), read_image(image) if image else None)
 
     def driver_of(self, pool: Pool) -> Driver:
         """As `driver`."""

@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 def _complete_operation(incomplete: str) -> list[tuple[str, str]]:
     from shared.operations.catalogue import OPERATIONS
 
-    return [(o.name, o.summary) for o in OPERATIONS.values() if o.is_built and o.name.startswith(incomplete)]
+    return [(o.name, o.summary) for o in OPERATIONS.values() if o.name.startswith(incomplete)]
 
 
 def run(  # noqa: PLR0917  typer reads the options from the signature

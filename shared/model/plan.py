@@ -42,6 +42,7 @@ class ActionKind(enum.StrEnum):
     UNCORDON = "Uncordon"
     DRAIN = "Drain"
     REPLACE_NODE = "ReplaceNode"
+    ROLLING_UPGRADE = "RollingUpgrade"
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,9 +1,8 @@
 """Every operation there is, the shape of its parameters, and who carries it out.
 
-The names are a public contract; those without a handler are not built yet and are
-refused with one line. Handlers are `module:function` with `(cluster, parameters, clients, claim, now)
--> list[Outcome]`, imported when first used; `parameters` is an instance of the operation's own type. Called
-by the dispatcher, the CLI and the generator of docs/reference/operations.
+The names are a public contract. Handlers are `module:function` with `(cluster, parameters, clients, claim,
+now) -> list[Outcome]`, imported when first used; `parameters` is an instance of the operation's own type.
+Called by the dispatcher, the CLI and the generator of docs/reference/operations.
 """
 
 from __future__ import annotations
@@ -129,6 +128,25 @@ class DrainParameters(NodeParameters, frozen=True, kw_only=True, rename="camel",
     """Longest grace period of a pod; its own when absent."""
 
 
+class UpgradeParameters(Parameters, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """Which pool, to what, and how carefully. With neither image nor version: its model as it stands."""
+
+    pool: Annotated[str, msgspec.Meta(min_length=1, max_length=260)]
+    """Name of the node pool."""
+    image: Annotated[str, msgspec.Meta(max_length=1000)] = ""
+    """Scale and availability sets: `publisher:offer:sku:version` (not `latest`) or an image's id."""
+    version: Annotated[str, msgspec.Meta(max_length=50)] = ""
+    """AKS pools: the Kubernetes version; without it the newest node image of the version they have."""
+    surge: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
+    """New machines at once beyond the pool's size, within its maximum; AKS pools have their own setting."""
+    timeout: Duration | None = None
+    """Longest drain of one node; the policy's `scaleDown.drainTimeout` when absent."""
+    backup: bool = True
+    """Take an etcd backup first, where the cluster has backups."""
+    discard_local_data: bool = False
+    """Go on although data on local volumes, or on data disks of the model, is lost with its machine."""
+
+
 @dataclass(frozen=True)
 class Operation:
     """One entry of the catalogue."""
@@ -137,13 +155,8 @@ class Operation:
     summary: str
     automation: str
     """Whose claim it runs under, unless a parameter `automation` says another."""
-    handler: str | None = None
+    handler: str
     parameters: type[Parameters] = Parameters
-
-    @property
-    def is_built(self) -> bool:
-        """Whether it can be carried out."""
-        return self.handler is not None
 
 
 _AUTOSCALING = "shared.autoscaling.operations"
@@ -204,7 +217,13 @@ OPERATIONS = {
             f"{_AUTOSCALING}:replace_node",
             NodeParameters,
         ),
-        Operation("rolling-upgrade", "Replace the nodes of a pool one after the other.", "autoscaling"),
+        Operation(
+            "rolling-upgrade",
+            "Replace the nodes of a pool one after the other by ones of a new image or version.",
+            "autoscaling",
+            "shared.autoscaling.upgrade:rolling_upgrade",
+            UpgradeParameters,
+        ),
         Operation(
             "etcd-health",
             "Check quorum, leader, lag, database size and alarms of etcd.",
@@ -245,13 +264,10 @@ OPERATIONS = {
 
 
 def find(name: str) -> Operation:
-    """The operation of that name, built; MessageError names the ones there are."""
+    """The operation of that name; MessageError names the ones there are."""
     operation = OPERATIONS.get(name)
     if operation is None:
         raise MessageError(f"unknown operation '{name}'; there are: {', '.join(sorted(OPERATIONS))}")
-    if not operation.is_built:
-        built = ", ".join(sorted(o.name for o in OPERATIONS.values() if o.is_built))
-        raise MessageError(f"operation '{name}' is not built yet; use: {built}")
     return operation
 
 

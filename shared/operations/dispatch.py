@@ -140,12 +140,12 @@ def _run(
     claim.run_id = hashlib.sha256(operation_id.encode()).hexdigest()[:8]
     claim.progress = _Progress(clients, record)
     try:
-        handler = automations.load(operation.handler or "")
+        handler = automations.load(operation.handler)
         outcomes: list[Outcome] = handler(cluster, parameters, clients, claim, now)
     except LostLeaseError:
         raise  # the new holder, or the next delivery, goes on with it
     except NotYetError as unfinished:
-        _come_again(clients, record, unfinished)
+        _come_again(clients, claim, record, unfinished)
         return
     except Exception as error:
         if is_last:
@@ -183,8 +183,11 @@ def _wait_for_claim(
     log_event(log, "OperationWaits", operation=record.id, cluster=message.cluster, automation=automation)
 
 
-def _come_again(clients: Clients, record: OperationRecord, unfinished: NotYetError) -> None:
+def _come_again(clients: Clients, claim: Claim, record: OperationRecord, unfinished: NotYetError) -> None:
     """Nobody waits for what takes minutes: the operation stays Running, and a new message goes on with it."""
+    if outcomes := unfinished.outcomes:
+        now = clients.now()
+        record_outcomes(clients, claim.cluster, claim.automation, outcomes, operation_id=record.id, now=now)
     clients.operations.note(record, clients.now(), progress=_line(unfinished))
     again = OperationMessage(
         id=record.id, operation=record.operation, cluster=record.cluster, parameters=record.parameters

@@ -39,12 +39,11 @@ def schema(operation: Operation) -> dict[str, Any]:
 
 
 def documents() -> dict[str, bytes]:
-    """File name to content, for every operation that is built."""
+    """File name to content, for every operation."""
     return {
         f"{operation.name}.schema.json": msgspec.json.format(msgspec.json.encode(schema(operation)), indent=2)
         + b"\n"
         for operation in OPERATIONS.values()
-        if operation.is_built
     }
 
 

@@ -1,140 +1,20 @@
-"""The app as it runs: timer, queues, claim, journal and operations on a real Azurite, time simulated.
-
-Only the queue's delays are on the simulated clock; everything else that is stored is stored in Azurite.
-"""
+"""The app as it runs: bursts, sizes, single nodes."""
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import json
-import math
-import uuid
 from collections.abc import Iterator
-from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
+from scenarios.autoscaling_app import App
 
 from sandbox.scenario import World
-from shared.bootstrap import Clients
-from shared.errors import RunFailedError
-from shared.operations import dispatch
-from shared.operations.dispatch import get_operation, submit
-from shared.runtime.message import Received
 from shared.runtime.nudge import fan_out
-from shared.runtime.operation import OperationRecord, OperationState
-from shared.work import work_off
+from shared.runtime.operation import OperationState
 from tests.scenarios.autoscaling_world import SIZE
 
 pytestmark = pytest.mark.azurite
-
-QUEUES = {
-    "autoscaling": work_off,
-    dispatch.QUEUE: lambda clients, _, message: dispatch.work_off(clients, message),
-}
-
-
-class SimulatedQueue:
-    def __init__(self, app: App, name: str) -> None:
-        self._app, self._name = app, name
-
-    def send(self, text: str, delay: timedelta = timedelta(0)) -> str:
-        self._app.put(self._name, text, delay.total_seconds())
-        return "id"
-
-    def ensure(self) -> None:
-        pass
-
-
-class SimulatedClients(Clients):
-    def __init__(self, app: App, environ: dict[str, str]) -> None:
-        super().__init__(environ, app.world.arm.credential())
-        self._app = app
-
-    def now(self) -> datetime:
-        return self._app.world.now
-
-    def queue(self, name: str) -> Any:
-        return SimulatedQueue(self._app, name)
-
-
-class App:
-    def __init__(self, world: World, storage: str, directory: Path, **policy: Any) -> None:
-        self.world, self.name = world, f"c{uuid.uuid4().hex[:10]}"
-        arm, kubernetes = world.arm, world.kubernetes
-        token = kubernetes.api.tokens.issue("kubekeeper", ("system:masters",))
-        azure = {"subscription": arm.subscription, "resourceGroups": [arm.group], "location": "westeurope"}
-        connection = {"server": kubernetes.server, "ca": f"file:{kubernetes.directory / 'ca.pem'}"}
-        entry = {"name": self.name, "kubernetes": {**connection, "token": "setting:KUBE_TOKEN"}}
-        configuration = directory / "kubekeeper.yaml"
-        configuration.write_text(json.dumps({"clusters": [{**entry, "azure": azure, "autoscaling": policy}]}))
-        self.environ = {
-            **world.environ(),
-            "AzureWebJobsStorage": storage,
-            "KUBEKEEPER_CONFIG": str(configuration),
-            "KUBE_TOKEN": token,
-        }
-        self.clients = SimulatedClients(self, self.environ)
-        self._due: list[tuple[float, int, str, str, int]] = []
-        self._order = itertools.count()
-        world._cleanup.callback(self.close)
-
-    def close(self) -> None:
-        self.clients.kube(self.clients.settings().clusters[0]).close()
-        self.clients.arm._client.close()
-
-    def put(self, queue: str, text: str, delay: float, attempt: int = 1) -> None:
-        due = (self.world.seconds + delay, next(self._order), queue, text, attempt)
-        heapq.heappush(self._due, due)
-
-    def run(self, seconds: float, tick: float = 60.0) -> None:
-        end, ticks = self.world.seconds + seconds, self.world.seconds - self.world.seconds % tick + tick
-        while True:
-            due = self._due[0][0] if self._due else math.inf
-            if min(due, ticks) > end:
-                break
-            self.world.advance(max(0.0, min(due, ticks) - self.world.seconds))
-            if ticks < due:
-                ticks += tick
-                fan_out(self.clients, "autoscaling", "Timer")
-                continue
-            _, _, queue, text, attempt = heapq.heappop(self._due)
-            self._deliver(queue, text, attempt)
-        self.world.advance(max(0.0, end - self.world.seconds))
-
-    def _deliver(self, queue: str, text: str, attempt: int) -> None:
-        message = Received(
-            id=uuid.uuid4().hex, body=text.encode(), dequeue_count=attempt, inserted_at=self.world.now
-        )
-        try:
-            QUEUES[queue](self.clients, queue, message)
-        except RunFailedError:
-            if attempt < 5:
-                self.put(queue, text, 30.0, attempt + 1)
-
-    def operate(self, operation: str, within: float = 1800, **parameters: Any) -> OperationRecord:
-        """Send an operation and let time go by until it is over."""
-        identity = submit(self.clients, operation, self.name, parameters)
-        began = self.world.seconds
-        while True:
-            record = get_operation(self.clients, identity)
-            if record is not None and record.is_over:
-                return record
-            assert self.world.seconds - began < within, record
-            self.run(5)
-
-    def until(self, condition: Any, within: float) -> float:
-        began = self.world.seconds
-        while not condition():
-            assert self.world.seconds - began < within, self.world.describe() + self.journal()
-            self.run(2)
-        return self.world.seconds - began
-
-    def journal(self) -> str:
-        entries = list(self.clients.journal.entries([(self.name, "autoscaling")]))
-        return "\n".join(f"  {one.status} {one.action} {one.target}: {one.message}" for one in entries)
 
 
 @pytest.fixture
@@ -152,14 +32,6 @@ def app(world: World, storage: str, tmp_path: Path) -> App:
 
 def agents(world: World) -> list[str]:
     return sorted(name for name in world.nodes() if name.startswith("agents"))
-
-
-def add_budget(app: App, **spec: object) -> None:
-    """Through the API, so that the disruption controller sees it."""
-    document = {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "web"}}
-    where = "/apis/policy/v1/namespaces/default/poddisruptionbudgets"
-    selector = {"matchLabels": {"app": "web"}}
-    app.world.client().create(where, {**document, "spec": {"selector": selector, **spec}})
 
 
 def test_a_burst_comes_and_goes_and_all_of_it_is_on_record(app: App, world: World) -> None:
@@ -222,7 +94,7 @@ def test_an_unknown_node_fails_once_and_for_good(app: App) -> None:
 def test_drain_takes_its_time_and_holds_no_worker(app: App, world: World) -> None:
     world.add_deployment("web", replicas=4, cpu="300m")
     world.advance(10)
-    add_budget(app, minAvailable=3)
+    app.add_budget("web", minAvailable=3)
     node = agents(world)[0]
     record = app.operate("drain", node=node, timeout="10m")
     assert record.state is OperationState.SUCCEEDED, record.message
@@ -234,7 +106,7 @@ def test_drain_takes_its_time_and_holds_no_worker(app: App, world: World) -> Non
 def test_a_drain_that_cannot_end_fails_and_says_which_budget(app: App, world: World) -> None:
     world.add_deployment("web", replicas=4, cpu="300m")
     world.advance(10)
-    add_budget(app, maxUnavailable=0)
+    app.add_budget("web", maxUnavailable=0)
     record = app.operate("drain", node=agents(world)[0], timeout="2m")
     assert record.state is OperationState.FAILED
     assert "DisruptionBudget" in record.message

@@ -351,11 +351,12 @@ COMMANDS = [
         "keeper: unknown operation 'bakcup'; there are: <operations>",
     ),
     Row(
-        "operation that is not built yet",
+        "operation without a parameter it needs",
         nothing,
         "run rolling-upgrade",
         2,
-        "keeper: operation 'rolling-upgrade' is not built yet; use: <operations>",
+        "keeper: parameters of operation 'rolling-upgrade': Object missing required field `pool`; "
+        "it takes pool, image, version, surge, timeout, backup, discardLocalData",
     ),
     Row(
         "YAML that is not YAML",
@@ -428,10 +429,11 @@ MESSAGES = [
         "parameters of operation 'backup': Object contains unknown field `ful`; it takes full, reason",
     ),
     Message(
-        "an operation that is not built yet",
+        "a missing parameter",
         "operations",
         '{"id": "bad-4", "operation": "rolling-upgrade", "cluster": "prod"}',
-        "operation 'rolling-upgrade' is not built yet; use: <operations>",
+        "parameters of operation 'rolling-upgrade': Object missing required field `pool`; "
+        "it takes pool, image, version, surge, timeout, backup, discardLocalData",
     ),
     Message(
         "a nudge for an unknown cluster",

@@ -241,7 +241,7 @@ def test_a_nudge_that_met_a_running_operation_is_answered_after_it(clients: Clie
     ("operation", "cluster", "parameters", "said"),
     [
         ("make-coffee", "prod", {}, "unknown operation 'make-coffee'; there are: approve, backup,"),
-        ("rolling-upgrade", "prod", {}, "'rolling-upgrade' is not built yet"),
+        ("rolling-upgrade", "prod", {}, "missing required field `pool`; it takes pool, image, version"),
         ("backup", "nowhere", {}, "unknown cluster 'nowhere'; the configuration has: prod,"),
         ("backup", "prod", {"speed": 9}, "unknown field `speed`; it takes full, reason"),
         ("verify-backup", "prod", {"backup": 5}, "Expected `str | null`, got `int` - at `$.backup`"),

@@ -96,7 +96,7 @@ def test_each_poisoned_message_is_kept_as_it_was_with_its_reason(scene: Scene) -
     assert "neither a JSON object nor one in base64" in garbage.reason
     assert garbage.attempts == scene.clients.max_dequeue_count
     assert "unknown operation 'make-coffee'" in _by_text(scene, "make-coffee").reason
-    assert "'rolling-upgrade' is not built yet" in _by_text(scene, "rolling-upgrade").reason
+    assert "missing required field `pool`" in _by_text(scene, "rolling-upgrade").reason
     assert "unknown cluster 'nowhere'" in _by_text(scene, "nowhere").reason
 
 

@@ -11,11 +11,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from shared.autoscaling.pools.driver import Announce, Document, Fresh, Machine, read_machines
+from shared.autoscaling.pools.driver import (
+    Announce,
+    Document,
+    Fresh,
+    Machine,
+    MachineDocument,
+    is_image,
+    read_machines,
+)
 from shared.autoscaling.pools.scale_set import EXPAND
 from shared.errors import ApiError, ConflictError, NotFoundError, UnsafePlanError
 from shared.model.resource_id import parse_resource_id
@@ -48,13 +57,18 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class AvailabilitySet:
-    """The machines of one set. `model` is what is remembered of it, `custom_data` base64, as Azure has it."""
+    """The machines of one set. `model` is what is remembered of it, `custom_data` base64, as Azure has it,
+    `image` the imageReference of new machines where it is another than that of the newest.
+    """
 
     deletes_singly = True
 
-    def __init__(self, model: Model | None = None, custom_data: str = "") -> None:
+    def __init__(
+        self, model: Model | None = None, custom_data: str = "", image: Document | None = None
+    ) -> None:
         self.model = model
         self._custom_data = custom_data
+        self._image = image
 
     def read(self, arm: Arm, pool_id: str) -> Fresh:
         """One GET of the set, which names its machines."""
@@ -65,12 +79,20 @@ class AvailabilitySet:
 
     def machines(self, arm: Arm, pool_id: str) -> tuple[Machine, ...]:
         """Machines of the set's group that name the set."""
-        group = pool_id.rpartition("/providers/")[0]
-        found = read_machines(arm.pages(f"{group}/providers/Microsoft.Compute/virtualMachines", **EXPAND))
-        return tuple(
-            one.machine(parse_resource_id(one.id).name)
-            for one in found
-            if (owner := one.properties.availability_set) and owner.id.lower() == pool_id.lower()
+        found = _documents(arm, pool_id)
+        return tuple(one.machine(parse_resource_id(one.id).name) for one in found)
+
+    def outdated(self, arm: Arm, pool_id: str, since: datetime) -> frozenset[str]:
+        """Machines of another image than the wanted one; without one, those made before `since`."""
+
+        def is_outdated(one: MachineDocument) -> bool:
+            if self._image is None:
+                return one.properties.time_created is None or one.properties.time_created < since
+            profile = one.properties.storage_profile
+            return not is_image(profile.image_reference if profile else None, self._image)
+
+        return frozenset(
+            parse_resource_id(one.id).name for one in _documents(arm, pool_id) if is_outdated(one)
         )
 
     def remember(self, arm: Arm, pool_id: str, fresh: Fresh) -> Model | None:
@@ -153,11 +175,23 @@ class AvailabilitySet:
         )
         properties = {**model.machine["properties"]}
         properties["osProfile"] = {**properties.get("osProfile", {}), "computerName": name}
+        if self._image:
+            properties["storageProfile"] = {**properties["storageProfile"], "imageReference": self._image}
         if self._custom_data:
             properties["osProfile"]["customData"] = self._custom_data
         reference = {"id": interface, "properties": {"primary": True, "deleteOption": "Delete"}}
         properties["networkProfile"] = {"networkInterfaces": [reference]}
         return interface, model.interface, machine, {**model.machine, "properties": properties}
+
+
+def _documents(arm: Arm, pool_id: str) -> list[MachineDocument]:
+    group = pool_id.rpartition("/providers/")[0]
+    found = read_machines(arm.pages(f"{group}/providers/Microsoft.Compute/virtualMachines", **EXPAND))
+    return [
+        one
+        for one in found
+        if (owner := one.properties.availability_set) and owner.id.lower() == pool_id.lower()
+    ]
 
 
 def make_model(

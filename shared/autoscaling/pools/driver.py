@@ -64,6 +64,38 @@ Announce = Callable[[Sequence[str]], None]
 """Called with the ids of single resources just before they are asked for; stores them, or raises."""
 
 
+def read_image(text: str) -> Document:
+    """An imageReference from `publisher:offer:sku:version` or an image's resource id.
+
+    ValueError, one line, for anything else, and for an image without its version: machines of `latest` cannot
+    be told apart from those that were made of an earlier `latest`.
+    """
+    parts = text.split(":")
+    if len(parts) == 4 and all(parts):
+        if parts[3].lower() == "latest":
+            raise ValueError(f"image '{text}': name the version; what is 'latest' looks the same as what was")
+        return dict(zip(("publisher", "offer", "sku", "version"), parts, strict=True))
+    lower = text.lower()
+    if "/images/" not in lower or not lower.startswith(tuple(_IMAGES)):
+        raise ValueError(f"image '{text}': expected publisher:offer:sku:version or the image's resource id")
+    if "/galleries/" in lower and "/versions/" not in lower:
+        raise ValueError(f"image '{text}': name the version (.../versions/1.2.3) of a gallery's image")
+    return {next(name for start, name in _IMAGES.items() if lower.startswith(start)): text}
+
+
+_IMAGES = {
+    "/subscriptions/": "id",
+    "/sharedgalleries/": "sharedGalleryImageId",
+    "/communitygalleries/": "communityGalleryImageId",
+}
+
+
+def is_image(reference: Document | None, wanted: Document) -> bool:
+    """Whether an imageReference, as Azure answers it, is the wanted one."""
+    found = reference or {}
+    return all(str(found.get(name) or "").lower() == value.lower() for name, value in wanted.items())
+
+
 class Driver(Protocol):
     """What each kind of pool can do. Ids are resource ids; errors are those of `shared.errors`."""
 
@@ -99,6 +131,10 @@ class _Reference(msgspec.Struct, frozen=True):
     id: str = ""
 
 
+class _StorageProfile(msgspec.Struct, frozen=True, rename="camel"):
+    image_reference: Document | None = None
+
+
 class _OsProfile(msgspec.Struct, frozen=True, rename="camel"):
     computer_name: str = ""
 
@@ -112,6 +148,9 @@ class MachineProperties(msgspec.Struct, frozen=True, rename="camel"):
     time_created: datetime | None = None
     virtual_machine_scale_set: _Reference | None = None
     availability_set: _Reference | None = None
+    storage_profile: _StorageProfile | None = None
+    latest_model_applied: bool | None = None
+    """Of instances in the list of their set."""
 
 
 class MachineDocument(msgspec.Struct, frozen=True, rename="camel"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from shared.autoscaling.pools.driver import Announce, Fresh, Machine, read_machines
+from shared.autoscaling.pools.driver import Announce, Document, Fresh, Machine, read_machines
 from shared.model.resource_id import parse_resource_id
 
 if TYPE_CHECKING:
@@ -53,6 +53,19 @@ class UniformScaleSet:
     def delete(self, arm: Arm, pool_id: str, machines: Sequence[Machine]) -> tuple[Begun, ...]:
         """POST .../delete with exactly these instances."""
         return (arm.post(pool_id, "delete", {"instanceIds": [machine.instance for machine in machines]}),)
+
+    def outdated(self, arm: Arm, pool_id: str) -> frozenset[str]:
+        """Instances that are not of the set's latest model; both kinds of set say so in their own list."""
+        found = read_machines(arm.pages(f"{pool_id}/virtualMachines"))
+        return frozenset(
+            one.instance_id or one.name for one in found if one.properties.latest_model_applied is False
+        )
+
+    def set_image(self, arm: Arm, fresh: Fresh, image: Document) -> Begun:
+        """PATCH of the model's image with If-Match; machines that are there stay as they are."""
+        profile = {"storageProfile": {"imageReference": image}}
+        body = {"properties": {"virtualMachineProfile": profile}}
+        return arm.patch(fresh.id, body, if_match=fresh.etag)
 
 
 class FlexibleScaleSet(UniformScaleSet):

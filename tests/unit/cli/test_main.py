@@ -62,10 +62,7 @@ USAGE = {
     "missing argument": (["explain"], "Missing argument 'OPERATION-ID'"),
     "unknown automation": (["plan", "etcd"], "unknown automation 'etcd'; there are: "),
     "unknown operation": (["run", "bakcup"], "unknown operation 'bakcup'; there are: "),
-    "unbuilt operation": (
-        ["run", "rolling-upgrade"],
-        "operation 'rolling-upgrade' is not built yet",
-    ),
+    "missing parameter": (["run", "rolling-upgrade"], "Object missing required field `pool`; it takes pool"),
     "unknown parameter": (["run", "backup", "--set", "ful=true"], "parameters of operation 'backup': "),
     "wrong parameter": (["run", "backup", "--set", "full=maybe"], "it takes full, reason"),
     "no value": (["run", "backup", "--set", "full"], "--set full: expected KEY=VALUE"),
@@ -205,7 +202,7 @@ def test_completion_offers_commands_operations_and_clusters(tmp_path: Path) -> N
 
     assert "poison" in complete("keeper po", 1).split()
     assert "backup" in complete("keeper run b", 2).split()
-    assert "rolling-upgrade" not in complete("keeper run r", 2).split()  # not built yet
+    assert "rolling-upgrade" in complete("keeper run r", 2).split()
     assert "prod" in complete("keeper status --cluster p", 3).split()
     assert "etcd-backup" in complete("keeper plan e", 2).split()
 

@@ -1,0 +1,207 @@
+"""Operation `rolling-upgrade` in the local world: every kind of pool, what it refuses, where it stops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scenarios.autoscaling_app import App
+
+from sandbox.scenario import World
+from shared.runtime.operation import OperationRecord, OperationState
+from tests.scenarios.autoscaling_world import SIZE
+
+pytestmark = pytest.mark.azurite
+
+OLD = {"publisher": "contoso", "offer": "nodes", "sku": "1-33", "version": "1.0.0"}
+NEW = "contoso:nodes:1-34:2.0.0"
+TAGS = {"min": "1", "max": "6"}
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with World() as world:
+        world.arm.core.operation_seconds = 60
+        yield world
+
+
+@pytest.fixture
+def start(world: World, storage: str, tmp_path: Path) -> Callable[..., App]:
+    """The app over the pools that the test has made."""
+
+    def start(**policy: Any) -> App:
+        scale_down = {"unneededTime": "2m", "delayAfterAdd": "1m"}
+        return App(world, storage, tmp_path, scaleDown=scale_down, **policy)
+
+    return start
+
+
+def add_set(world: World, count: int = 3, *, flexible: bool = False, most: int = 6, **properties: Any) -> str:
+    profile = {
+        "osProfile": {"computerNamePrefix": "agents"},
+        "storageProfile": {"imageReference": OLD, **properties.pop("storageProfile", {})},
+    }
+    tags = TAGS | {"max": str(most)}
+    return world.add_scale_set(
+        "agents", count, size=SIZE, tags=tags, flexible=flexible, virtualMachineProfile=profile, **properties
+    )
+
+
+def images(world: World) -> list[str]:
+    """Of the machines behind the nodes, in the order of their names."""
+    found = []
+    for node in sorted(world.nodes()):
+        machine = world.arm.core.state.find(world.machine(node))
+        reference = machine.body["properties"]["storageProfile"].get("imageReference") or {}
+        found.append(f"{reference.get('sku')} {reference.get('version')}")
+    return found
+
+
+def upgrade(app: App, **options: Any) -> OperationRecord:
+    """`rolling-upgrade` of pool `agents` to NEW, followed to its end."""
+    return app.operate("rolling-upgrade", 3600, every=15, **{"pool": "agents", "image": NEW, **options})
+
+
+def running(world: World, name: str = "web") -> int:
+    return sum(pod.is_running for pod in world.pods(name))
+
+
+@pytest.mark.parametrize("flexible", [False, True])
+def test_a_scale_set_gets_a_new_image_and_never_has_fewer_nodes(
+    world: World, start: Callable[..., App], flexible: bool
+) -> None:
+    add_set(world, flexible=flexible)
+    app = start()
+    world.add_deployment("web", replicas=6, cpu="300m")
+    world.advance(10)
+    old, fewest = sorted(world.nodes()), []
+
+    def count() -> None:
+        fewest.append(sum(world.node(name).is_ready for name in world.nodes()))
+
+    record = upgrade(app, each=count)
+    assert record.state is OperationState.SUCCEEDED, record.message
+    assert record.message == "agents: 3 machines replaced, all 3 are of the latest model"
+    assert images(world) == ["1-34 2.0.0"] * 3
+    assert not set(old) & set(world.nodes())
+    assert min(fewest) >= 3
+    assert running(world) == 6
+    journal = app.journal()
+    assert journal.count("drained and deleted") == 3, journal
+
+
+def test_an_availability_set_gets_machines_of_a_new_image(world: World, start: Callable[..., App]) -> None:
+    where = "Microsoft.Compute/availabilitySets"
+    found = world.arm.put(
+        world.arm.id_of(where, "as"), {"location": "westeurope", "sku": {"name": "Aligned"}}
+    )
+    for number in range(2):
+        name = f"k8s-agents-{number}"
+        interface = {"networkInterfaces": [{"id": world.arm.add_nic(f"{name}-nic")}]}
+        storage = {"imageReference": OLD, "osDisk": {"osType": "Linux"}}
+        world.arm.add_vm(
+            name, size=SIZE, availabilitySet={"id": found}, networkProfile=interface, storageProfile=storage
+        )
+    world.enrol(found)
+    app = start(pools=[{"name": "as", "min": 1, "max": 5}])
+    record = upgrade(app, pool="as")
+    assert record.state is OperationState.SUCCEEDED, record.message
+    assert sorted(world.nodes()) == ["k8s-agents-2", "k8s-agents-3"]
+    assert images(world) == ["1-34 2.0.0"] * 2
+    again = upgrade(app, pool="as")
+    assert again.message == "as: 0 machines replaced, all 2 are of the latest model"
+
+
+def test_a_pool_at_its_maximum_does_with_one_node_less(world: World, start: Callable[..., App]) -> None:
+    add_set(world, count=2, most=2)
+    counts: list[int] = []
+    record = upgrade(start(), each=lambda: counts.append(len(world.nodes())))
+    assert record.state is OperationState.SUCCEEDED, record.message
+    assert images(world) == ["1-34 2.0.0"] * 2
+    assert (min(counts), max(counts)) == (1, 2)
+
+
+def test_a_budget_that_refuses_stops_it_and_it_goes_on_when_sent_again(
+    world: World, start: Callable[..., App]
+) -> None:
+    add_set(world, count=2)
+    app = start()
+    world.add_deployment("web", replicas=6, cpu="300m")
+    world.advance(10)
+    app.add_budget("web", maxUnavailable=0)
+    old = set(world.nodes())
+    record = upgrade(app, timeout="3m")
+    assert record.state is OperationState.FAILED
+    assert "a PodDisruptionBudget does not allow it now" in record.message, record.message
+    assert old < set(world.nodes()), "none of the old ones is gone"
+    assert not any(world.node(name).document["spec"].get("unschedulable") for name in old)
+    assert running(world) == 6
+    app.world.client().delete("/apis/policy/v1/namespaces/default/poddisruptionbudgets/web")
+    again = upgrade(app)
+    assert again.state is OperationState.SUCCEEDED, again.message
+    assert set(images(world)) == {"1-34 2.0.0"}
+    assert running(world) == 6
+
+
+def test_a_new_node_that_falls_ill_stops_it(world: World, start: Callable[..., App]) -> None:
+    add_set(world)
+    app = start()
+    old = set(world.nodes())
+
+    def kill_the_first_new_one() -> None:
+        for name in set(world.nodes()) - old:
+            if world.node(name).is_ready:
+                world.arm.truth.kill_kubelet(world.machine(name))
+
+    record = upgrade(app, each=kill_the_first_new_one)
+    assert record.state is OperationState.FAILED
+    assert "is NotReady since" in record.message, record.message
+    assert len(old & set(world.nodes())) >= 2, "at most one had gone by then"
+
+
+@pytest.mark.parametrize(
+    "set_up, parameters, words",
+    [
+        ({"upgradePolicy": {"mode": "Automatic"}}, {"image": NEW}, "its upgradePolicy is Automatic"),
+        ({}, {"image": "contoso:nodes:1-34:latest"}, "name the version"),
+        ({}, {"image": "ubuntu"}, "expected publisher:offer:sku:version"),
+        ({}, {"version": "1.34.2"}, "comes with its image"),
+        ({}, {"pool": "nobody"}, "has no autoscaled pool 'nobody'; there are: agents"),
+        (
+            {"storageProfile": {"dataDisks": [{"lun": 0, "createOption": "Empty", "diskSizeGB": 64}]}},
+            {"image": NEW},
+            "its model has data disks",
+        ),
+    ],
+)
+def test_what_cannot_end_well_is_refused_before_anything_is_touched(
+    world: World, start: Callable[..., App], set_up: dict[str, Any], parameters: dict[str, Any], words: str
+) -> None:
+    add_set(world, **set_up)
+    app = start()
+    before = len(world.arm.recorder.requests)
+    record = upgrade(app, **{"image": "", **parameters})
+    assert (record.state, record.attempts) == (OperationState.FAILED, 1)
+    assert words in record.message, record.message
+    assert all(one.method == "GET" for one in world.arm.recorder.requests[before:])
+
+
+def test_unhealthy_kept_and_holding_nodes_are_named(world: World, start: Callable[..., App]) -> None:
+    add_set(world)
+    app, node = start(), sorted(world.nodes())[0]
+    world.advance(1000)  # the machines have had their time to boot
+    volume = {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "scratch"}}
+    terms = [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}]
+    spec = {"local": {"path": "/mnt/fast"}, "nodeAffinity": {"required": {"nodeSelectorTerms": terms}}}
+    spec |= {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"]}
+    world.client().create("/api/v1/persistentvolumes", {**volume, "spec": spec})
+    refused = upgrade(app)
+    assert "PersistentVolume scratch is on a disk of one of its nodes" in refused.message, refused.message
+    keep = {"metadata": {"annotations": {"cluster-autoscaler.kubernetes.io/scale-down-disabled": "true"}}}
+    world.client().patch(f"/api/v1/nodes/{node}", keep)
+    assert f"node {node} carries the annotation" in upgrade(app).message
+    world.crash(node)
+    world.advance(120)
+    assert f"node {node} is NotReady" in upgrade(app).message
