@@ -183,13 +183,11 @@ def parse_settings(text: str | bytes, source: str) -> Settings:
         raise SettingsError(
             f"{source}: the configuration is empty; it needs 'clusters:' with at least one cluster"
         )
-    unknown = next(_unknown_keys(document.value, msgspec.inspect.type_info(Settings), ""), None)
-    if unknown:
-        raise document.error(*unknown)
     try:
         settings = msgspec.convert(document.value, Settings)
     except msgspec.ValidationError as error:
-        raise document.error(*_translate(str(error))) from None
+        unknown = next(_unknown_keys(document.value, msgspec.inspect.type_info(Settings), ""), None)
+        raise document.error(*(unknown or _translate(str(error)))) from None
     for path, problem in _contradictions(settings):
         raise document.error(path, problem)
     return settings
