@@ -12,9 +12,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import in_process
 from memory_storage import Account, MemoryBlobs, MemoryQueue, MemoryTable
 
 from sandbox.arm import LocalArm
@@ -29,6 +31,7 @@ from shared.errors import AutomationError, LostLeaseError
 from shared.operations import dispatch
 from shared.runtime.message import Nudge, Received
 from shared.runtime.nudge import send_nudge
+from shared.settings import Settings, load_settings
 
 START = datetime(2026, 11, 23, 10, tzinfo=UTC)
 AUTOMATION = "ingress-sync"
@@ -100,6 +103,9 @@ class WorldClients(Clients):
 
     def now(self) -> datetime:
         return self.world.clock.now()
+
+    def settings(self) -> Settings:
+        return self.world.settings
 
     def blobs(self, container: str) -> Any:
         return MemoryBlobs(self.world.account, container, self.process.touch)
@@ -176,6 +182,11 @@ class IngressWorld:
         for undo in reversed(self.at_end):
             undo()
         self.at_end.clear()
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The configuration, read once for all workers."""
+        return load_settings(self.environ)
 
     # Running
 
@@ -411,9 +422,10 @@ def targets(document: Document) -> set[str]:
 
 
 class Servers:
-    """What is started once for many worlds."""
+    """What is started once for many worlds. With `sockets` False clients reach it as `in_process` says."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, sockets: bool = True) -> None:
+        self.sockets = sockets
         self.clock = Clock(START)
         self.arm = LocalArm(self.clock)
         self.kubernetes = LocalKubernetes(self.clock)
@@ -426,10 +438,14 @@ class Servers:
 
         self.arm.__enter__()
         self.kubernetes.__enter__()
-        environ = {"KUBEKEEPER_ARM_ENDPOINT": self.arm.url}
-        self.arm_client = arm(environ, credential=self.arm.credential(), now=self.clock.now)
-        path = self.kubernetes.kubeconfig()
-        self.kube = kube_client(KubernetesConnection(kubeconfig=f"file:{path}"), {})
+        if self.sockets:
+            environ = {"KUBEKEEPER_ARM_ENDPOINT": self.arm.url}
+            self.arm_client = arm(environ, credential=self.arm.credential(), now=self.clock.now)
+            path = self.kubernetes.kubeconfig()
+            self.kube = kube_client(KubernetesConnection(kubeconfig=f"file:{path}"), {})
+        else:
+            self.arm_client = in_process.arm_client(self.arm, self.clock.now)
+            self.kube = in_process.kube_client(self.kubernetes)
         gateways = self.arm.core.types[GATEWAYS.lower()]
         put = gateways.put
         gateways.put = lambda call: self.watch(call, put) if self.watch else put(call)  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""Compiled documents put to the local gateway: random objects, and every one is accepted over HTTP."""
+"""Compiled documents put to the local gateway over HTTP: random objects, and every one is accepted."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from ingress_builders import NOW, Bench
 from ingress_generator import behind, ingresses
 
 from sandbox.arm import LocalArm
+from sandbox.clock import Clock
+from shared.clients.arm import Arm
+from shared.clients.arm import arm as arm_client
 from shared.ingress_sync.observation import Observation
 from shared.ingress_sync.state import PartRecord
 from shared.model.gateway import parts
@@ -25,12 +28,11 @@ Document = dict[str, Any]
 
 
 class LiveBench(Bench):
-    """A bench whose gateway is the local Resource Manager's."""
+    """A bench whose gateway is the local Resource Manager's, read and written by the app's own client."""
 
-    def __init__(self, arm: LocalArm, gateway_id: str, *objects: Any) -> None:
-        self.arm = arm
-        answer = arm.core.do("GET", gateway_id)
-        super().__init__(*objects, gateway=answer.body)
+    def __init__(self, arm: Arm, clock: Clock, gateway_id: str, *objects: Any) -> None:
+        self.arm, self.clock = arm, clock
+        super().__init__(*objects, gateway=arm.get(gateway_id).document)
         self.policy["gateway"] = gateway_id
 
     def observe(self) -> Observation:
@@ -48,8 +50,10 @@ class LiveBench(Bench):
         for part in parts(document, "sslCertificates"):
             if part["name"] in uploads:
                 part["properties"] |= {"data": "cGZ4", "password": "x"}
-        self.arm.core.do("PUT", self.policy["gateway"], document)
-        self.gateway = self.arm.core.do("GET", self.policy["gateway"]).body
+        begun = self.arm.put(self.policy["gateway"], document, if_match=self.gateway["etag"])
+        self.clock.advance(60)
+        assert self.arm.poll(begun.status_url).state == "Succeeded"
+        self.gateway = self.arm.get(self.policy["gateway"]).document
         records = {key: PartRecord(sent=sent) for key, sent in compiled.parts.items()}
         self.state = msgspec.structs.replace(self.state, parts=records, routes=compiled.routes)
         return True
@@ -57,7 +61,9 @@ class LiveBench(Bench):
 
 @pytest.mark.parametrize("block", range(5))
 def test_every_compiled_document_is_accepted_and_then_nothing_is_left_to_write(block: int) -> None:
-    with LocalArm() as arm:
+    clock = Clock(NOW)
+    with LocalArm(clock) as arm:
+        client = arm_client({"KUBEKEEPER_ARM_ENDPOINT": arm.url}, credential=arm.credential(), now=clock.now)
         policy = arm.put(arm.id_of(WAF, "waf"), {"location": "westeurope", "properties": {}})
         before, ingress_builders.WAF = ingress_builders.WAF, policy
         try:
@@ -68,7 +74,7 @@ def test_every_compiled_document_is_accepted_and_then_nothing_is_left_to_write(b
                     msgspec.json.decode(msgspec.json.encode(one).replace(before.encode(), policy.encode()))
                     for one in ingresses(rng, 6)
                 ]
-                bench = LiveBench(arm, gateway, *behind(rng), *objects)
+                bench = LiveBench(client, clock, gateway, *behind(rng), *objects)
                 bench.put()
                 assert not bench.put(), (seed, bench.decide()[0].changes)
                 bench.objects["ingresses"] = objects[:3]
