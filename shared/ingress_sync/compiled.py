@@ -54,18 +54,6 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     digest: str
 
 
-class RouteLine(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """One line of the route table: what goes where. `host` "" is any; `path` as Azure has it."""
-
-    frontend: str
-    port: int
-    protocol: str
-    host: str
-    path: str
-    target: str
-    owner: str = ""
-
-
 class HeadRoom(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """How much of a limit is used, by everyone and by us."""
 

@@ -45,6 +45,7 @@ class Expectations:
         self.certificates: dict[tuple[str, int, str], Tls] = {}
         self.priorities: set[Place] = set()
         self._said: dict[Place, dict[str, list[Statement]]] = {}
+        self._parsed: dict[frozenset[tuple[str, str]], Options] = {}
         self._view = _View(observation)
         self._prohibited = Prohibited(observation.kubernetes.azureingressprohibitedtargets)
         self._digests = {one.key: one.kubekeeper.digest for one in observation.kubernetes.secrets}
@@ -64,7 +65,7 @@ class Expectations:
 
     def hear(self, ingress: Ingress) -> None:
         """An Ingress that is served as it stands."""
-        options, _ = parse(ingress.metadata.annotations)
+        options = self._options(ingress)
         private = options.use_private_ip
         if private is None:
             private = self.policy.use_private_ip
@@ -84,6 +85,14 @@ class Expectations:
                 self._say_all((frontend, 80, "Http"), host, moved, options)
             elif self.policy.http_beside_https and not options.ssl_redirect and not options.ssl_profile:
                 self._say_all((frontend, 80, "Http"), host, statements, options)
+
+    def _options(self, ingress: Ingress) -> Options:
+        said = frozenset((ingress.metadata.annotations or {}).items())
+        known = self._parsed.get(said)
+        if known is None:
+            known, _ = parse(dict(said))
+            self._parsed[said] = known
+        return known
 
     def _say_all(self, place: Place, host: str, said: Iterable[Statement], options: Options) -> None:
         if options.rule_priority:
@@ -223,27 +232,22 @@ class _View:
             if address.type == "InternalIP" and ":" not in address.address
         }
         self._known: dict[tuple[str, IngressServiceBackend], tuple[tuple[str, ...], int]] = {}
-        self._answers: dict[tuple[object, ...], Answer] = {}
+        self._answers: dict[tuple[str, IngressServiceBackend, int], Answer] = {}
 
     def answer(self, namespace: str, backend: IngressServiceBackend, options: Options) -> Answer:
-        how = (
-            options.backend_protocol,
-            options.backend_hostname,
-            options.backend_path_prefix,
-            bool(options.trusted_roots),
-        )
-        key = (namespace, backend, *how)
+        """The very same value for the same backend and options (which live as long as this does)."""
+        key = (namespace, backend, id(options))
         known = self._answers.get(key)
         if known is None:
             targets, port = self._where(namespace, backend)
-            protocol = how[0] or ("Https" if port == 443 else "Http")
-            picks = how[3] and protocol == "Https"
+            protocol = options.backend_protocol or ("Https" if port == 443 else "Http")
+            picks = bool(options.trusted_roots) and protocol == "Https"
             known = self._answers[key] = Answer(
                 targets=targets,
                 port=port,
                 protocol=protocol,
-                host=how[1] or ("{address}" if picks else ""),
-                path=how[2],
+                host=options.backend_hostname or ("{address}" if picks else ""),
+                path=options.backend_path_prefix,
             )
         return known
 

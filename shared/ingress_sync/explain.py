@@ -1,19 +1,20 @@
 """A gateway's document in words: the route table before and after, and the room that is left. Pure.
 
-Made from the document alone, so that the table shows what is there and not what was meant.
+Made from the document alone, so that the table shows what is there and not what was meant. Called by
+`decide`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from shared.ingress_sync.compiled import HeadRoom, RouteLine
-from shared.model.gateway import Document, Part, hosts_of, inside, parts, reference
+from shared.ingress_sync.compiled import HeadRoom
+from shared.model.gateway import Document, Part, hosts_of, ids_in, inside, parts, reference
 
 
-def route_table(document: Document) -> tuple[RouteLine, ...]:
+def route_table(document: Document) -> list[str]:
     """What comes in where goes where, by frontend and port in the order in which the gateway asks; parts of
-    everyone. `owner` is the listener's name.
+    everyone.
     """
     table = _Table(document)
     rules = [
@@ -21,7 +22,7 @@ def route_table(document: Document) -> tuple[RouteLine, ...]:
         for rule in parts(document, "requestRoutingRules")
     ]
     rules.sort(key=lambda one: one[:2])
-    return tuple(line for place, _, rule in rules for line in table.lines(rule, place))
+    return [line for place, _, rule in rules for line in table.lines(rule, place)]
 
 
 _PLAIN = ("redirectConfiguration", "backendAddressPool", "backendHttpSettings")
@@ -44,7 +45,7 @@ class _Table:
             for part in parts(document, collection)
         }
 
-        self._targets: dict[tuple[str, str, str], str] = {}
+        self._targets: dict[tuple[str, ...], str] = {}
 
     def place(self, rule: Part) -> tuple[str, int]:
         listener = self._at(rule, "httpListener")
@@ -52,38 +53,32 @@ class _Table:
         kind = "public" if inside(frontend).get("publicIPAddress") else "private"
         return kind, int(inside(self._at(listener, "frontendPort")).get("port") or 0)
 
-    def lines(self, rule: Part, place: tuple[str, int]) -> Iterable[RouteLine]:
+    def lines(self, rule: Part, place: tuple[str, int]) -> Iterable[str]:
         listener, (kind, port) = self._at(rule, "httpListener"), place
-        protocol, name = str(inside(listener).get("protocol")), str(listener.get("name"))
+        protocol = str(inside(listener).get("protocol")).lower()
         routes = list(self._routes(rule))
-        for host in hosts_of(listener) or ("",):
-            for path, target in routes:
-                yield RouteLine(
-                    frontend=kind,
-                    port=port,
-                    protocol=protocol,
-                    host=host,
-                    path=path,
-                    target=target,
-                    owner=name,
-                )
+        for host in hosts_of(listener) or ("(any host)",):
+            before = f"{kind} {protocol}:{port} {host}"
+            yield from [before + route for route in routes]
 
-    def _routes(self, rule: Part) -> Iterable[tuple[str, str]]:
+    def _routes(self, rule: Part) -> Iterable[str]:
+        """`/path -> target` of each."""
         found = self.by_id.get(reference(rule, "urlPathMap"))
         if found is None:
-            yield "/*", self._target(rule, "")
+            yield f"/* -> {self._target(inside(rule), _PLAIN)}"
             return
-        for one in inside(found).get("pathRules") or ():
-            for path in inside(one).get("paths") or ():
-                yield str(path), self._target(one, "")
-        yield "/*", self._target(found, "default")
+        properties = inside(found)
+        for below in map(inside, properties.get("pathRules") or ()):
+            target = self._target(below, _PLAIN)
+            for path in below.get("paths") or ():
+                yield f"{path} -> {target}"
+        yield f"/* -> {self._target(properties, _DEFAULT)}"
 
-    def _target(self, part: Part, prefix: str) -> str:
-        fields = _DEFAULT if prefix else _PLAIN
-        key = (reference(part, fields[0]), reference(part, fields[1]), reference(part, fields[2]))
+    def _target(self, properties: Document, fields: tuple[str, str, str]) -> str:
+        key = ids_in(properties, fields)
         known = self._targets.get(key)
         if known is None:
-            known = self._targets[key] = self._describe(*key)
+            known = self._targets[key] = self._describe(*(one.lower() for one in key))
         return known
 
     def _describe(self, redirect_id: str, pool_id: str, settings_id: str) -> str:
@@ -99,16 +94,9 @@ class _Table:
         return self.by_id.get(reference(part, field), {})
 
 
-def line_text(line: RouteLine) -> str:
-    """One line of the table."""
-    place = f"{line.frontend} {line.protocol.lower()}:{line.port}"
-    return f"{place} {line.host or '(any host)'}{line.path} -> {line.target}"
-
-
 def route_changes(before: Document, after: Document) -> tuple[list[str], list[str]]:
     """(lines that come, lines that go), each in the order of its table."""
-    was = [line_text(line) for line in route_table(before)]
-    now = [line_text(line) for line in route_table(after)]
+    was, now = route_table(before), route_table(after)
     known, kept = set(was), set(now)
     return [line for line in now if line not in known], [line for line in was if line not in kept]
 

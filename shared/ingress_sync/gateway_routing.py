@@ -18,7 +18,7 @@ from functools import lru_cache
 
 import msgspec
 
-from shared.model.gateway import Document, Part, hosts_of, inside, parts, reference
+from shared.model.gateway import Document, Part, hosts_of, ids_in, inside, parts, reference
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -119,6 +119,10 @@ def host_pattern(host: str) -> re.Pattern[str]:
     return re.compile("".join(".*" if c == "*" else "." if c == "?" else re.escape(c) for c in host.lower()))
 
 
+_PLAIN = ("backendAddressPool", "backendHttpSettings", "redirectConfiguration")
+_DEFAULT = ("defaultBackendAddressPool", "defaultBackendHttpSettings", "defaultRedirectConfiguration")
+
+
 class GatewayRouting:
     """The routing of one document."""
 
@@ -143,7 +147,7 @@ class GatewayRouting:
         self._listener_parts = {_id(part): part for part in parts(document, "httpListeners")}
         self._redirects = {_id(part): part for part in parts(document, "redirectConfigurations")}
         self._maps = {_id(part): part for part in parts(document, "urlPathMaps")}
-        self._answers: dict[tuple[str, str], Answer] = {}
+        self._answers: dict[tuple[str, ...], Answer] = {}
         for rule in parts(document, "requestRoutingRules"):
             self._add(rule)
         for port in self.listeners.values():
@@ -185,26 +189,22 @@ class GatewayRouting:
     def _matcher(self, rule: Part) -> PathMatcher:
         found = self._maps.get(reference(rule, "urlPathMap"))
         if found is None:
-            fields = ("backendAddressPool", "backendHttpSettings", "redirectConfiguration")
-            return PathMatcher([], self._target(rule, *fields))
-        fields = ("defaultBackendAddressPool", "defaultBackendHttpSettings", "defaultRedirectConfiguration")
+            return PathMatcher([], self._target(inside(rule), _PLAIN))
+        properties = inside(found)
         rules = [
-            (
-                tuple(inside(one).get("paths") or ()),
-                self._target(one, "backendAddressPool", "backendHttpSettings", "redirectConfiguration"),
-            )
-            for one in inside(found).get("pathRules") or ()
+            (tuple(below.get("paths") or ()), self._target(below, _PLAIN))
+            for below in map(inside, properties.get("pathRules") or ())
         ]
-        return PathMatcher(rules, self._target(found, *fields))
+        return PathMatcher(rules, self._target(properties, _DEFAULT))
 
-    def _target(self, part: Part, pool: str, settings: str, redirect: str) -> Answer:
-        wanted = reference(part, redirect)
-        if wanted:
-            return self._redirect(self._redirects[wanted])
-        key = reference(part, pool), reference(part, settings)
+    def _target(self, properties: Document, fields: tuple[str, str, str]) -> Answer:
+        # Rules are many, and what they lead to is little: told apart by ids as they stand.
+        key = ids_in(properties, fields)
         known = self._answers.get(key)
         if known is None:
-            known = self._answers[key] = self._forward(*key)
+            pool, settings, redirect = (one.lower() for one in key)
+            made = self._redirect(self._redirects[redirect]) if redirect else self._forward(pool, settings)
+            known = self._answers[key] = made
         return known
 
     def _forward(self, pool: str, settings: str) -> Answer:

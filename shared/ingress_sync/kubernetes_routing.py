@@ -76,7 +76,14 @@ class HostRules:
         exact = self._exact.get(path)
         if exact is not None:
             return exact
-        segment, length = self._longest_segment(path)
+        segment, length = None, 0
+        candidate = path if self._segments else ""
+        while candidate:
+            segment = self._segments.get(candidate)
+            if segment is not None:
+                length = len(candidate)
+                break
+            candidate = candidate[: candidate.rfind("/")]
         # A path that is written is as long as a path can be; a prefix of the very same path comes first.
         written = self._written.get(path)
         if written is not None and length < len(path):
@@ -105,17 +112,6 @@ class HostRules:
                 said += [msgspec.structs.replace(one, path="/", is_default=True) for one in roots]
             known = self._folded[root] = HostRules(said, within_segment=self._within_segment)
         return known
-
-    def _longest_segment(self, path: str) -> tuple[Statement | None, int]:
-        if not self._segments:
-            return None, 0
-        candidate = path
-        while candidate:
-            found = self._segments.get(candidate)
-            if found is not None:
-                return found, len(candidate)
-            candidate = candidate[: candidate.rfind("/")]
-        return None, 0
 
 
 class KubernetesRouting:

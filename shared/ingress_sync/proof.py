@@ -136,26 +136,36 @@ class _Trial:
             return  # a host of somebody else's, next to one of ours
         answers = listener is not None and listener.protocol == protocol
         answer = listener.matcher.answer if listener is not None and answers else None
-        find, agreed = rules.find if rules is not None else None, self._agreed
+        find = rules.find if rules is not None else None
         for path in paths:
             self.requests += 1
             statement = find(path) if find is not None else None
             expected = statement.answer if statement is not None else NOTHING
             actual = answer(path) if answer is not None else NOTHING
-            # Answers are few and shared, and long to compare: each pair once.
-            pair = (id(expected), id(actual))
-            agree = agreed.get(pair)
-            if agree is None:
-                agree = agreed[pair] = _agree(expected, actual)
-            if not agree:
+            if not self._agree(expected, actual):
                 if rules is not None and self._is_case(rules, path, actual):
                     continue
                 owners = (statement.owner,) if statement is not None else ()
                 self._differ(place, (host, path), expected, actual, owners)
 
+    def _agree(self, expected: Answer, actual: Answer) -> bool:
+        # Answers are few and shared, and long to compare: each pair once.
+        pair = (id(expected), id(actual))
+        known = self._agreed.get(pair)
+        if known is None:
+            known = self._agreed[pair] = _agree(expected, actual)
+        return known
+
+    def _explains(self, rules: HostRules, path: str, actual: Answer, *, root: bool) -> bool:
+        """Whether these rules give the answer once case (and, with `root`, Exact `/`) is read as the platform
+        reads it.
+        """
+        found = rules.folded(root=root).find(path.lower())
+        return self._agree(found.answer if found else NOTHING, actual)
+
     def _is_case(self, rules: HostRules, path: str, actual: Answer) -> bool:
         """Whether the difference is the commonest, one example of which is enough for each host."""
-        if id(rules) not in self._case_shown or not _explains(rules, path, actual, root=False):
+        if id(rules) not in self._case_shown or not self._explains(rules, path, actual, root=False):
             self._case_shown.add(id(rules))
             return False
         self.declared += 1
@@ -196,14 +206,14 @@ class _Trial:
         rules, wildcard = routing.find(host), _wildcard_above(routing, host)
         if rules is not None:
             for name, root in (("CaseInsensitivePaths", False), ("ExactRoot", True)):
-                if _explains(rules, path, actual, root=root):
+                if self._explains(rules, path, actual, root=root):
                     return name
         if wildcard is not None and any(
-            _explains(wildcard, path, actual, root=root) for root in (False, True)
+            self._explains(wildcard, path, actual, root=root) for root in (False, True)
         ):
             return "WildcardDepth"
         if place in self.promised.priorities:
-            others = (_explains(one, path, actual, root=True) for one in routing.hosts.values())
+            others = (self._explains(one, path, actual, root=True) for one in routing.hosts.values())
             return "ExplicitPriority" if any(others) else ""
         return ""
 
@@ -281,14 +291,6 @@ def _agree(expected: Answer, actual: Answer) -> bool:
     if len(expected.targets) > len(actual.targets) > 0:  # a pool takes so many, which is reported
         expected = msgspec.structs.replace(expected, targets=expected.targets[:1200])
     return expected == actual
-
-
-def _explains(rules: HostRules, path: str, actual: Answer, *, root: bool) -> bool:
-    """Whether these rules give the answer once case (and, with `root`, Exact `/`) is read as the platform
-    reads it.
-    """
-    found = rules.folded(root=root).find(path.lower())
-    return _agree(found.answer if found else NOTHING, actual)
 
 
 def _wildcard_name(routing: KubernetesRouting, host: str) -> str | None:

@@ -95,19 +95,16 @@ class _Checker:
                 seen.add(name.lower())
 
     def _references(self) -> Iterator[Problem]:
-        gateway = str(self.document.get("id") or "").lower()
-        rules = {
-            str(rule.get("id")).lower()
-            for one in parts(self.document, "urlPathMaps")
-            for rule in inside(one).get("pathRules") or ()
-        }
+        here = str(self.document.get("id") or "").lower() + "/"
+        there = set(self.ids)
+        for one in parts(self.document, "urlPathMaps"):
+            there.update(str(rule.get("id")).lower() for rule in inside(one).get("pathRules") or ())
         for collection, part in every_part(self.document):
             below = inside(part)
             if collection == "redirectConfigurations":
                 below = {name: value for name, value in below.items() if name == "targetListener"}
             for wanted in references(below):
-                is_here = wanted.startswith(gateway + "/")
-                if not wanted or (is_here and wanted not in self.ids and wanted not in rules):
+                if wanted not in there and (not wanted or wanted.startswith(here)):
                     yield Problem(
                         part_key(collection, str(part.get("name"))),
                         f"it refers to '{wanted}', which is not there",
@@ -235,13 +232,13 @@ class _Checker:
             seen: set[str] = set()
             for rule in rules:
                 yield from _has_target(key, inside(rule), ())
-                for path in inside(rule).get("paths") or ("",):
-                    problem = path_problem(str(path))
+                for path in map(str, inside(rule).get("paths") or ("",)):
+                    problem, folded = path_problem(path), path.lower()
                     if problem:
                         yield Problem(key, f"path '{path}' {problem}")
-                    if str(path).lower() in seen:
+                    if folded in seen:
                         yield Problem(key, f"path '{path}' stands twice in the map")
-                    seen.add(str(path).lower())
+                    seen.add(folded)
 
     def _redirects(self) -> Iterator[Problem]:
         for key, part in self.own("redirectConfigurations"):

@@ -69,6 +69,11 @@ def reference(part: Part, field: str) -> str:
     return str(target.get("id") or "").lower() if isinstance(target, dict) else ""
 
 
+def ids_in(properties: Document, fields: tuple[str, ...]) -> tuple[str, ...]:
+    """The ids that fields of a part's properties refer to, as they stand; "" without one."""
+    return tuple([(properties.get(field) or {}).get("id") or "" for field in fields])
+
+
 def part_id(gateway_id: str, collection: str, name: str) -> str:
     """The resource id of a part."""
     return f"{gateway_id}/{collection}/{name}"
