@@ -1,8 +1,9 @@
 """What is wrong with storage besides stuck disks: found, explained, never acted on; pure.
 
-Why a PersistentVolumeClaim is Pending, in words; volumes and disks nobody claims, and what they cost; storage
-classes that cannot work in this cluster; Azure Files mounted world-writable; two disks that a node has under
-one LUN; nodes whose slots are full. Called by `decide`, which puts each under `leftAlone`.
+Why a PersistentVolumeClaim is Pending, in words; pods that a dead node keeps though none of their disks is
+there; volumes and disks nobody claims, and what they cost; storage classes that cannot work in this cluster;
+Azure Files mounted world-writable; two disks that a node has under one LUN; nodes whose slots are full.
+Called by `decide`, which puts each under `leftAlone`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import re
 from collections.abc import Iterator
 from datetime import datetime
 
+from shared.disk_release.cases import cases
 from shared.disk_release.observation import Observation
 from shared.disk_release.policy import DiskReleasePolicy
+from shared.disk_release.rules import silent_for
 from shared.model.disk import (
     CREATED_FOR_VOLUME,
     DISK_DRIVER,
@@ -20,6 +23,7 @@ from shared.model.disk import (
     Claim,
     Disk,
     Event,
+    Pod,
     StorageClass,
     key,
 )
@@ -62,6 +66,7 @@ CLAIM_CAUSES = (
 def findings(observation: Observation, policy: DiskReleasePolicy, now: datetime) -> Iterator[LeftAlone]:
     """All of them, in a stable order."""
     yield from pending_claims(observation)
+    yield from kept_pods(observation, policy, now)
     yield from released_volumes(observation)
     yield from broken_classes(observation)
     yield from open_shares(observation)
@@ -140,6 +145,44 @@ def _events(observation: Observation, kind: str, namespace: str, name: str) -> l
 def _short(message: str) -> str:
     line = " ".join(message.split())
     return line if len(line) <= 200 else line[:197] + "..."
+
+
+# Pods
+
+
+def kept_pods(observation: Observation, policy: DiskReleasePolicy, now: datetime) -> Iterator[LeftAlone]:
+    """S1 without a disk: a pod that a dead node keeps Terminating, with none of its disks there.
+
+    No verdict is on it, since nothing holds its disk; and its StatefulSet makes no other while it is there.
+    """
+    going = [pod for pod in observation.pods if pod.deleting_since is not None and not pod.is_over]
+    kept = [pod for pod in going if _is_dead(pod.node, observation, policy, now)]
+    held = {(c.node_name, v.name) for c in (cases(observation) if kept else ()) for v in c.volumes}
+    for pod in sorted(kept, key=lambda pod: pod.title):
+        volumes = _disk_volumes(pod, observation)
+        if volumes and not any((pod.node, name) in held for name in volumes):
+            message = (
+                f"Report (S1): dead node {pod.node} keeps it Terminating, and none of its disks is attached "
+                f"there; power off or replace that machine, then: kubectl delete pod {pod.name} -n "
+                f"{pod.namespace} --force"
+            )
+            yield LeftAlone(subject=f"pod {pod.title}", reason="PodKept", message=message)
+
+
+def _is_dead(name: str, observation: Observation, policy: DiskReleasePolicy, now: datetime) -> bool:
+    """Silent for its pool's grace, and not out of service: there the cluster itself deletes the pods."""
+    node = observation.nodes.get(name)
+    silence = silent_for(node, now) if node else None
+    if node is None or silence is None or node.out_of_service:
+        return False
+    return silence >= policy.grace_of(node.pool)
+
+
+def _disk_volumes(pod: Pod, observation: Observation) -> list[str]:
+    """The PersistentVolumes on disks that its claims are bound to."""
+    claims = [observation.claims.get((pod.namespace, name)) for name in pod.claims]
+    volumes = [observation.volumes.get(claim.volume) for claim in claims if claim]
+    return [volume.name for volume in volumes if volume and volume.driver == DISK_DRIVER]
 
 
 # Volumes

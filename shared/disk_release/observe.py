@@ -146,9 +146,10 @@ class _Look:
         return listed(self.world.kube, LISTS[name], name)
 
     def _pods(self, pool: ThreadPoolExecutor, pending: list[Document]) -> list[Document]:
-        """Those that wait, and those of suspect nodes: the only ones that can matter."""
+        """Those that wait, those of suspect nodes and of silent ones: the only ones that can matter."""
         observation, now = self._observation(), self.world.now()
-        nodes = sorted({c.node_name for c in cases(observation) if c.node_name and is_suspect(c, now)})
+        suspects = {c.node_name for c in cases(observation) if c.node_name and is_suspect(c, now)}
+        nodes = sorted(suspects | {node.name for node in observation.nodes.values() if not node.is_ready})
         if len(nodes) > NODES_BY_ONE:
             return listed(self.world.kube, PODS, "pods")
         found = pool.map(lambda node: pods_of_node(self.world.kube, node), nodes)

@@ -16,6 +16,7 @@ from disk_release_world import OUT_OF_SERVICE, Keeper
 from sandbox.arm import QUOTED
 from sandbox.arm.core import Ending
 from sandbox.asgi import Fault, on
+from sandbox.kube.kinds import ATTACHMENTS
 from sandbox.kube.volumes import VOLUMES
 from sandbox.scenario import World
 
@@ -71,6 +72,22 @@ def test_s1_a_stateful_set_fails_over_from_a_dead_kubelet(world: World, keep: An
     assert OUT_OF_SERVICE not in world.node(dead).taints
     assert app.state["done"][0]["disk"] == disk_of(world).lower()
     assert app.failures == app.poisoned == []
+
+
+def test_s1_a_pod_that_a_dead_node_keeps_is_reported_though_its_disk_is_elsewhere(
+    world: World, keep: Any
+) -> None:
+    app, dead = keep(fence="never"), world.pod("db-0").node
+    world.kill_kubelet(dead)
+    world.until(lambda: world.pod("db-0").is_going, within=600)
+    world.arm.detach(world.machine(dead), disk_of(world))
+    for attachment in world.kubernetes.objects(ATTACHMENTS):
+        world.kubernetes.remove(ATTACHMENTS, attachment["metadata"]["name"], "")
+    app.run(120)
+    assert app.left_alone() == {"pod default/db-0": "PodKept"} and app.writes() == []
+    world.delete_pod("db-0", grace=0)
+    app.until(lambda: runs_elsewhere(world, dead), within=120)
+    assert app.own_corruptions() == []
 
 
 # Other kinds of machines

@@ -556,7 +556,7 @@ class Checker:
     found: list[tuple[str, World]] = field(default_factory=list)
     _plans: dict[tuple, tuple[World, tuple[Order, ...]]] = field(default_factory=dict)  # type: ignore[type-arg]
     _checks: dict[tuple, bool] = field(default_factory=dict)  # type: ignore[type-arg]
-    _left: dict[tuple, bool] = field(default_factory=dict)  # type: ignore[type-arg]
+    _left: dict[tuple, tuple[str, ...]] = field(default_factory=dict)  # type: ignore[type-arg]
 
     def explore(self, *beginnings: World) -> int:
         """Breadth first from the start, or from other beginnings; the number of states. Violations are in
@@ -679,9 +679,7 @@ class Checker:
 
     def decide(self, world: World) -> tuple[World, tuple[Order, ...]]:
         """One pass up to the plan: settle, remember, decide; the state document is saved."""
-        visible = world._replace(
-            slots=tuple(s._replace(mounts=0, alive=0) for s in world.slots), orders=(), requests=(), faults=0
-        )
+        visible = visible_of(world)
         if visible not in self._plans:
             observation = seen(visible)
             state = remember(observation, NOW)
@@ -689,7 +687,9 @@ class Checker:
                 if judged.standing is Standing.ASK:
                     state = states.ended(state, judged.release.vm, judged.write.id, WriteState.FAILED, NOW)
             plan = decide(_with(observation, state), POLICY, NOW)
-            self._left[visible] = any("Report" in left.message for left in plan.left_alone)
+            self._left[visible] = tuple(
+                left.subject for left in plan.left_alone if left.message.startswith("Report")
+            )
             self._plans[visible] = with_state(visible, state), tuple(order_of(a) for a in plan.actions)
         small, orders = self._plans[visible]
         return (
@@ -701,12 +701,11 @@ class Checker:
             orders,
         )
 
-    def is_reported(self, world: World) -> bool:
-        visible = world._replace(
-            slots=tuple(s._replace(mounts=0, alive=0) for s in world.slots), orders=(), requests=(), faults=0
-        )
+    def is_reported(self, world: World, d: int) -> bool:
+        """Whether people are told of this disk, or of its pod."""
         self.decide(world)
-        return self._left[visible]
+        subjects = self._left[visible_of(world)]
+        return any(subject.startswith((f"{disk_name(d)} on ", f"pod data/db-{d}")) for subject in subjects)
 
     def act(self, world: World, order: Order) -> World:
         """The last look, and the write; the world without the order when a rule objects."""
@@ -715,9 +714,7 @@ class Checker:
         return self.carry_out(world, order)
 
     def may(self, world: World, order: Order) -> bool:
-        visible = world._replace(
-            slots=tuple(s._replace(mounts=0, alive=0) for s in world.slots), orders=(), requests=(), faults=0
-        )
+        visible = visible_of(world)
         name = (visible, order)
         if name not in self._checks:
             action, observation = action_of(order), seen(visible)
@@ -760,6 +757,12 @@ class Checker:
             yield f"deliver {request} and again later", accept(world, request)[0]
         if world.orders:
             yield "the function dies", world._replace(orders=())
+
+
+def visible_of(world: World) -> World:
+    """What of a world a plan can depend on."""
+    slots = tuple(slot._replace(mounts=0, alive=0) for slot in world.slots)
+    return world._replace(slots=slots, orders=(), requests=(), faults=0)
 
 
 def _with(observation: Observation, state: ReleaseState) -> Observation:
@@ -957,16 +960,19 @@ def _renamed(world: World, way: int) -> World:
 
 # Liveness
 
+TAINTED = -1
+
 
 def settles(checker: Checker, world: World, rounds: int = 60) -> str:
-    """Let everything take its course without faults; "" when both pods run in the end, or it is reported.
+    """Let everything take its course without faults; "" when both pods run in the end, or of each that does
+    not people are told why.
 
     The order is fixed and fair: what goes on by itself, then the clocks, then the function, again and again.
     """
     world = world._replace(faults=0)
     for _ in range(rounds):
         world = _exhaust(world, checker.progress)
-        if _is_well(world):
+        if not _ailing(world):
             return ""
         before = world
         after, orders = checker.decide(world)
@@ -977,9 +983,8 @@ def settles(checker: Checker, world: World, rounds: int = 60) -> str:
         world = _exhaust(world, ageing)
         if world == before:
             break
-    if _is_well(world) or checker.is_reported(world):
-        return ""
-    return f"neither running nor reported: {world}"
+    wrong = [what for what in _ailing(world) if what < 0 or not checker.is_reported(world, what)]
+    return f"neither running nor reported: {world}" if wrong else ""
 
 
 def _exhaust(world: World, steps: Callable[[World], Iterator[Step]]) -> World:
@@ -991,9 +996,9 @@ def _exhaust(world: World, steps: Callable[[World], Iterator[Step]]) -> World:
     raise AssertionError(f"it never comes to rest: {world}")
 
 
-def _is_well(world: World) -> bool:
-    """Each pod runs where its disk is mounted; or no node could take it."""
-    for d, n in enumerate(world.pods):
-        if n < 0 or not world.slots[n].mounts >> d & 1:
-            return not any(slot.ready and not slot.taint for slot in world.slots)
-    return not any(slot.taint in (OURS, OURS_OLD) for slot in world.slots if slot.ready)
+def _ailing(world: World) -> list[int]:
+    """Disks whose pods do not run though a node could take them; TAINTED for a taint of ours that stays."""
+    could = any(slot.ready and not slot.taint for slot in world.slots)
+    found = [d for d, n in enumerate(world.pods) if could and not (n >= 0 and world.slots[n].mounts >> d & 1)]
+    left = any(slot.taint in (OURS, OURS_OLD) for slot in world.slots if slot.ready)
+    return [*found, TAINTED] if left else found

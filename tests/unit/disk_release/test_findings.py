@@ -137,6 +137,33 @@ def test_a_sku_of_zones_where_no_node_stands_in_one() -> None:
     assert problem is not None and problem[0] == "SkuNeedsZone"
 
 
+def kept(scene: Scene) -> list[str]:
+    return [left.subject for left in findings.kept_pods(scene.build(), POLICY, NOW)]
+
+
+def test_a_pod_that_a_dead_node_keeps_though_its_disk_is_not_there() -> None:
+    scene = (
+        Scene().silent("a").detach("d1", "a").no_attachment().change("pods", "db-0", deleting_since=ago(60))
+    )
+    left = next(left for left in decide(scene.build(), POLICY, NOW).left_alone if left.reason == "PodKept")
+
+    assert left.subject == "pod data/db-0"
+    assert "node a" in left.message and "kubectl delete pod db-0 -n data --force" in left.message
+
+
+def test_a_pod_is_not_kept_by_a_node_that_is_alive_or_out_of_service_nor_while_its_disk_is_there() -> None:
+    def going() -> Scene:
+        scene = Scene().silent("a").detach("d1", "a").no_attachment()
+        return scene.change("pods", "db-0", deleting_since=ago(60))
+
+    assert kept(going()) == ["pod data/db-0"]
+    assert kept(going().silent("a", 30)) == []  # grace is not over
+    assert kept(going().taint("a", ours=False)) == []
+    assert kept(going().attach("d1", "a")) == []  # the verdict on the disk speaks
+    assert kept(going().change("pods", "db-0", deleting_since=None)) == []
+    assert kept(going().change("volumes", "d1", driver=FILE_DRIVER)) == []
+
+
 def test_a_released_volume_is_reported_and_never_freed() -> None:
     scene = Scene().change("volumes", "d1", phase="Released")
     del scene.claims["d1"]

@@ -81,6 +81,16 @@ def test_from_every_state_on_all_comes_to_a_good_end_once_there_are_no_more_faul
     assert checker.found == []
 
 
+def test_a_pod_that_a_dead_node_keeps_without_its_disk_is_reported() -> None:
+    """Two faults lead there: a VM is stopped, its disk released, the pod comes back, its kubelet dies."""
+    world = model.put(start(0), 0, alive=0, ready=0, silent=1, viu=0, mounts=0)
+    world = world._replace(owners=(-1, 1), going=1, attachments=((0, 0), (0, ATTACHED)))
+    checker = Checker(faults=0)
+
+    assert settles(checker, world) == ""
+    assert checker.is_reported(world, 0) and not checker.is_reported(world, 1)
+
+
 @pytest.mark.parametrize("name", late_starts(1))
 def test_nothing_goes_wrong_late_in_a_story(name: str) -> None:
     """Deep into a release, in a world small enough: the adversary gets at one VM and one disk only."""
