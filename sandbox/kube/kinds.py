@@ -10,9 +10,9 @@ from dataclasses import dataclass
 METADATA_FIELDS = ("metadata.name", "metadata.namespace")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kind:
-    """One resource of the API."""
+    """One resource of the API: a row of the table, equal to itself alone, as it is the key of everything."""
 
     group: str
     version: str

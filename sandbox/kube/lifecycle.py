@@ -116,10 +116,11 @@ class NodeLifecycle:
         was_ready = is_true(node, "Ready")
         moment = rules.timestamp(self._objects.now())
         conditions = {c["type"]: c for c in node["status"].get("conditions") or ()}
-        for name in _REPORTED:
+        heard_of = [name for name in _REPORTED if conditions.get(name, {}).get("status") != "Unknown"]
+        if not heard_of:
+            return
+        for name in heard_of:
             old = conditions.get(name)
-            if old is not None and old["status"] == "Unknown":
-                continue
             reason, message = "NodeStatusUnknown", "Kubelet stopped posting node status."
             if old is None:
                 reason, message = "NodeStatusNeverUpdated", "Kubelet never posted node status."
