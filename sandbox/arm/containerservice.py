@@ -1,8 +1,12 @@
-"""Microsoft.ContainerService: AKS clusters (read, started, stopped), their agent pools and machines.
+"""Microsoft.ContainerService: AKS clusters (read, started, stopped), their agent pools, upgrades, machines.
 
 A pool of type VirtualMachineScaleSets has a scale set in the node resource group, one of type VirtualMachines
 has single machines there; both are resources of `compute`, so a change of either is seen in both. Quota and
 allocation are compute's; what fails there fails the pool's operation.
+
+An upgrade takes its time for each machine, one after the other: each is made anew in place, which here is a
+boot. What AKS does in the cluster meanwhile (surge nodes, cordon, drain) is not modelled. What is offered
+stands in `core.settings`: `aks_versions`, in order, and `aks_node_image`.
 """
 
 from __future__ import annotations
@@ -20,9 +24,12 @@ from shared.model.resource_id import ResourceId, parse_resource_id
 CLUSTERS = "Microsoft.ContainerService/managedClusters"
 POOLS = f"{CLUSTERS}/agentPools"
 MACHINES = f"{POOLS}/machines"
+PROFILES = f"{POOLS}/upgradeProfiles"
 VERSIONS = frozenset({"2024-09-01", "2025-01-01", "2025-05-01", "2025-10-01", "2026-01-01", "2026-08-01"})
 MAX_NODES = 1000
 KUBERNETES = "1.34.1"
+OFFERED = ("1.33.5", KUBERNETES, "1.34.2", "1.35.0")
+NODE_IMAGE = "AKSUbuntu-2404gen2containerd-202611.01.0"
 READ_ONLY = frozenset(
     {"provisioningState", "powerState", "eTag", "currentOrchestratorVersion", "nodeImageVersion", "status"}
     | {"virtualMachineNodesStatus"}
@@ -32,7 +39,7 @@ UNCHANGEABLE = ("vmSize", "osType", "type", "availabilityZones", "osDiskType", "
 
 def types() -> list[ResourceType]:
     """What Microsoft.ContainerService adds to the core."""
-    return [Clusters(), Pools(), PoolMachines()]
+    return [Clusters(), Pools(), PoolMachines(), UpgradeProfiles()]
 
 
 def node_group(cluster: Resource) -> str:
@@ -176,7 +183,11 @@ class Pools(ResourceType):
 
     def __init__(self) -> None:
         super().__init__()
-        self.actions = {"deletemachines": self.delete_machines, "abort": self.abort}
+        self.actions = {
+            "deletemachines": self.delete_machines,
+            "abort": self.abort,
+            "upgradenodeimageversion": self.upgrade_image,
+        }
 
     def get(self, call: Call) -> Answer:
         pool = call.existing()
@@ -199,6 +210,10 @@ class Pools(ResourceType):
         wanted = {n: v for n, v in call.properties.items() if n not in READ_ONLY and v is not None}
         was = existing.body["properties"] if existing else {}
         properties = self._merged(call, wanted, was, location=cluster.body["location"])
+        if existing and properties["orchestratorVersion"] != was["currentOrchestratorVersion"]:
+            version = properties["orchestratorVersion"]
+            _check_version(call.core, cluster, was["currentOrchestratorVersion"], version)
+            return self._upgrade(call, cluster, merged(existing.body, {"properties": properties}), version)
         hidden = dict(existing.hidden) if existing else {}
         body = {"properties": {**properties, "provisioningState": "Scaling" if existing else "Creating"}}
         pool = call.state.store(call.id, body, hidden)
@@ -243,6 +258,38 @@ class Pools(ResourceType):
         self._shrink_set(call.core, pool, len(set(names)))
         return self._begin(call, cluster, {"gone": [there[name].id for name in set(names)]}, 202)
 
+    def upgrade_image(self, call: Call) -> Answer:
+        """Every machine anew, of the newest image of the version they have."""
+        pool, cluster = call.existing(), _cluster(call)
+        refuse_busy(call, cluster)
+        if pool.body["properties"]["nodeImageVersion"] == _newest_image(call.core):
+            return Answer(200, self.render(pool))
+        return self._upgrade(call, cluster, pool.body, "")
+
+    def _upgrade(self, call: Call, cluster: Resource, body: Document, version: str) -> Answer:
+        """Machine by machine; without a version the pool keeps its own."""
+        core = call.core
+        state = "Upgrading" if version else "UpgradingNodeImageVersion"
+        pool = core.state.store(call.id, merged(body, {"properties": {"provisioningState": state}}))
+        machines = [machine.id for machine in nodes_of(core.state, pool) if not _is_going(machine)]
+        each = core.operation_seconds
+        settled = {"nodeImageVersion": _newest_image(core)}
+        settled |= {"currentOrchestratorVersion": version} if version else {}
+        operation, headers = core.begin(
+            call,
+            {"do": "pool", "settled": settled},
+            location=cluster.body["location"],
+            seconds=each * len(machines),
+        )
+        for number, machine in enumerate(machines, start=1):
+            effect = {"anew": machine, "of": operation.id}
+            core.schedule(call.id, effect, verb="reimage", seconds=each * number, visible=False)
+        core.settle()
+        found = self.render(call.existing())
+        if version:
+            headers.pop("Location")
+        return Answer(200 if version else 202, found, headers)
+
     def abort(self, call: Call) -> Answer:
         """The operation that runs ends as Canceled; what it had not done stays undone."""
         pool = call.existing()
@@ -264,6 +311,12 @@ class Pools(ResourceType):
         effect, pool = operation.effect, core.state.find(operation.resource)
         if pool is None or not effect:
             return
+        if "anew" in effect:
+            upgrade = core.state.operations[effect["of"]]
+            is_on = upgrade.running or upgrade.status == "Succeeded"
+            if is_on and core.state.find(effect["anew"]) is not None:
+                switch(core, effect["anew"], "running")
+            return
         finish_scaling(core, effect.get("made", []), effect.get("gone", []))
         for machine_id in effect.get("stop", []):
             if core.state.find(machine_id) is not None:
@@ -280,7 +333,8 @@ class Pools(ResourceType):
             return
         if (scale_set := scale_set_of(core.state, pool)) is not None:
             change(core, scale_set, {"provisioningState": "Succeeded"})
-        self._settled(core, pool, {"provisioningState": "Succeeded", "status": None})
+        settled = effect.get("settled", {})
+        self._settled(core, pool, {"provisioningState": "Succeeded", "status": None, **settled})
 
     def fail(self, core: Core, operation: Operation) -> None:
         pool = core.state.find(operation.resource)
@@ -315,7 +369,7 @@ class Pools(ResourceType):
             "enableAutoScaling": False,
             "orchestratorVersion": KUBERNETES,
             "currentOrchestratorVersion": KUBERNETES,
-            "nodeImageVersion": "AKSUbuntu-2404gen2containerd-202611.01.0",
+            "nodeImageVersion": _newest_image(call.core),
             "powerState": {"code": "Running"},
         }
         kept = {
@@ -497,6 +551,57 @@ class PoolMachines(ResourceType):
         document = {"id": str(pool.child("machines", name)), "name": name, "type": self.name}
         zones = machine.body.get("zones")
         return {**document, "properties": properties, **({"zones": zones} if zones else {})}
+
+
+class UpgradeProfiles(ResourceType):
+    """What a pool could be upgraded to: one profile, `default`. Read only."""
+
+    name = PROFILES
+    api_versions = VERSIONS
+    always_exists = True
+
+    def get(self, call: Call) -> Answer:
+        cluster, pool = _cluster(call), call.state.find(str(call.id.parent))
+        if pool is None or call.id.name != "default":
+            raise self.not_found(call.id)
+        known = pool.body["properties"]["currentOrchestratorVersion"]
+        offered = [one for one in _offered(call.core, cluster) if _rank(one) > _rank(known)]
+        properties = {
+            "kubernetesVersion": known,
+            "osType": pool.body["properties"]["osType"],
+            "upgrades": [{"kubernetesVersion": one} for one in offered],
+            "latestNodeImageVersion": _newest_image(call.core),
+        }
+        document = {"id": str(call.id), "name": "default", "type": self.name, "properties": properties}
+        return Answer(200, document)
+
+
+def _newest_image(core: Core) -> str:
+    return str(core.settings.get("aks_node_image", NODE_IMAGE))
+
+
+def _offered(core: Core, cluster: Resource) -> list[str]:
+    """Versions up to the control plane's own."""
+    control_plane = cluster.body["properties"]["currentKubernetesVersion"]
+    return [one for one in core.settings.get("aks_versions", OFFERED) if _rank(one) <= _rank(control_plane)]
+
+
+def _rank(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def _check_version(core: Core, cluster: Resource, known: str, wanted: str) -> None:
+    """ArmError for a version that is unknown, newer than the control plane's, or older than the pool's."""
+    control_plane = cluster.body["properties"]["currentKubernetesVersion"]
+    if wanted not in core.settings.get("aks_versions", OFFERED):
+        message = f"Version {wanted} is not supported in this region."
+        raise _wrong("orchestratorVersion", message, "AgentPoolK8sVersionNotSupported")
+    if _rank(wanted) > _rank(control_plane):
+        message = f"Node pool version {wanted} and control plane version {control_plane} are incompatible."
+        raise _wrong("orchestratorVersion", message, "NodePoolMcVersionIncompatible")
+    if _rank(wanted) < _rank(known):
+        message = f"Upgrading agent pool from {known} to {wanted} is not allowed."
+        raise _wrong("orchestratorVersion", message, "AgentPoolUpgradeVersionNotAllowed")
 
 
 def refuse_busy(call: Call, cluster: Resource) -> None:

@@ -626,6 +626,7 @@ class Core:
         superseded: Document = PREEMPTED,
         result: Any = None,
         verb: str = "",
+        seconds: float | None = None,
     ) -> tuple[Operation, dict[str, str]]:
         """Accept work that takes its time; returns it and the headers that tell where to ask.
 
@@ -639,8 +640,9 @@ class Core:
                 message = "Another operation on this resource is in progress."
                 raise ArmError(409, "AnotherOperationInProgress", message)
             self._end(running, "Canceled", superseded)
+        verb = verb or call.action or call.method.lower()
         operation = self.schedule(
-            call.id, effect, verb=verb or call.action or call.method.lower(), location=location, result=result
+            call.id, effect, verb=verb, location=location, result=result, seconds=seconds
         )
         return operation, self._operation_headers(operation, call.base_url, call.api_version)
 

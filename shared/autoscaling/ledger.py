@@ -136,6 +136,10 @@ class Roll(_Entry):
     is_backed_up: bool = False
     sent_at: datetime | None = None
     """When an etcd backup, or an upgrade by AKS, was last asked for."""
+    target: str = ""
+    """AKS pools: the Kubernetes version or node image it shall have."""
+    version: str = ""
+    """AKS pools: the same, when it is a version."""
     etag: str = ""
     """Of the pool, when an upgrade by AKS was asked for."""
     ended: str = ""

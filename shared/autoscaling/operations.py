@@ -123,6 +123,8 @@ def _begin(work: Work, claim: Claim, name: str, pools: Mapping[str, Pool], nodes
     pool = next((pool for pool in pools.values() if is_node_of(pool, node)), None)
     if pool is None:
         raise Declined("it belongs to no pool that is autoscaled here")
+    if pool.hands_off:
+        raise Declined(pool.hands_off)
     machine = machine_of(node.provider_id)
     sight = look_at(work, pool, nodes, lambda one: one.id == machine)
     if not any(one.is_old for one in sight.members):

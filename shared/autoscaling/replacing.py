@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from shared.autoscaling.facts import Pool
 from shared.autoscaling.growth import Declined, Wish, begin_growth, follow_growths
@@ -90,10 +90,8 @@ def pool_named(name: str, pools: Mapping[str, Pool], cluster: str) -> Pool:
 
 def begin_roll(work: Work, run: str, pool: Pool, **known: Any) -> Roll:
     """Note that machines of the pool are being replaced; it keeps the size it has now. Saved by whoever
-    begins. Declined for a pool that is another's to change, or is being rolled already.
+    begins. Declined for a pool that is being rolled already.
     """
-    if pool.hands_off:
-        raise Declined(pool.hands_off)
     if any(other.pool == pool.id and not other.ended for other in work.ledger.rolls.values()):
         raise Declined(f"another operation is replacing machines of {pool.name}; wait for it")
     draining = [one for one in work.ledger.draining.values() if one.pool == pool.id]
@@ -166,8 +164,9 @@ def _member(machine: Machine, node: Node | None, *, is_old: bool, is_leaving: bo
 def course_of(work: Work, roll: Roll, pool: Pool) -> Course:
     """What holds throughout."""
     boot = parse_duration(pool.policy.provision_timeout or work.place.policy.scale_up.provision_timeout)
-    most = roll.size if pool.hands_off else max(pool.max, roll.size)
-    return Course(size=roll.size, most=most, surge=roll.surge, boot=boot, is_strict=not roll.machine)
+    return Course(
+        size=roll.size, most=max(pool.max, roll.size), surge=roll.surge, boot=boot, is_strict=not roll.machine
+    )
 
 
 def go_on(work: Work, run: str, sight: Sight) -> bool:
@@ -196,6 +195,15 @@ def go_on(work: Work, run: str, sight: Sight) -> bool:
     line = _carry_out(work, roll, sight, step)
     work.save()
     raise NotYetError(f"{progress_of(roll)}; {line}", seconds=LOOK_SECONDS)
+
+
+def wait_for(work: Work, roll: Roll, line: str, patience: timedelta = PATIENCE) -> NoReturn:
+    """Come again; Declined when nothing has moved for so long."""
+    if work.now - (roll.moved_at or roll.at) > patience:
+        raise Declined(f"nothing has changed for {format_duration(patience)}: {line}")
+    roll.seen_at = work.now
+    work.save()
+    raise NotYetError(f"{roll.name}: {line}", seconds=LOOK_SECONDS)
 
 
 def progress_of(roll: Roll) -> str:

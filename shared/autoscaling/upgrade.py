@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -32,8 +32,6 @@ from shared.autoscaling.pools.driver import Fresh, is_image, read_image
 from shared.autoscaling.pools.scale_set import UniformScaleSet
 from shared.autoscaling.removal import KEEP
 from shared.autoscaling.replacing import (
-    LOOK_SECONDS,
-    PATIENCE,
     Sight,
     begin_roll,
     carry_out,
@@ -42,11 +40,12 @@ from shared.autoscaling.replacing import (
     look_at,
     look_at_pools,
     pool_named,
+    wait_for,
 )
 from shared.autoscaling.rolling import is_unwell, what_is_wrong
+from shared.autoscaling.upgrade_aks import choose_target, upgrade_by_aks
 from shared.autoscaling.work import Work, begin_work
-from shared.errors import ApiError, NotYetError, ThrottledError, UnavailableError
-from shared.model.duration import format_duration
+from shared.errors import ApiError, ThrottledError, UnavailableError
 from shared.model.node import HOSTNAME, Node, node_selector_terms
 from shared.model.plan import ActionKind, Outcome
 from shared.runtime.nudge import send
@@ -80,6 +79,8 @@ def rolling_upgrade(
         if roll is None:
             roll = _begin(work, pool, nodes, parameters)
         _back_up_first(work, cluster, roll, parameters, clients)
+        if pool.kind is PoolKind.AGENT_POOL:
+            return upgrade_by_aks(work, pool, nodes, roll)
         _set_model(work, pool, roll, parameters)
         go_on(work, claim.run_id, _look(work, pool, nodes, roll))
         return f"{pool.name}: {roll.of} machines replaced, all {roll.size} are of the latest model"
@@ -92,6 +93,8 @@ def _begin(work: Work, pool: Pool, nodes: Sequence[Node], parameters: UpgradePar
     image = _image_of(parameters, pool)
     known = {"surge": parameters.surge, "timeout": parameters.timeout or ""}
     known |= {"image": parameters.image} if image and pool.kind is PoolKind.AVAILABILITY_SET else {}
+    if pool.kind is PoolKind.AGENT_POOL:
+        known |= {"target": choose_target(work, pool, parameters), "version": parameters.version}
     roll = begin_roll(work, work.claim.run_id, pool, **known)
     sight = _look(work, pool, nodes, roll)
     course = course_of(work, roll, pool)
@@ -99,10 +102,9 @@ def _begin(work: Work, pool: Pool, nodes: Sequence[Node], parameters: UpgradePar
         raise Declined(
             f"{what_is_wrong(unwell[0], course)}; replace or remove it first (operation replace-node)"
         )
-    if kept := [
-        node.name for node in nodes if is_node_of(pool, node) and node.annotations.get(KEEP) == "true"
-    ]:
-        raise Declined(f"node {kept[0]} carries the annotation {KEEP}; remove it first")
+    kept = [one for one in nodes if is_node_of(pool, one) and one.annotations.get(KEEP) == "true"]
+    if kept and pool.kind is not PoolKind.AGENT_POOL:  # AKS does not ask for it
+        raise Declined(f"node {kept[0].name} carries the annotation {KEEP}; remove it first")
     _guard_model(work, pool, parameters)
     if not parameters.discard_local_data:
         _guard_volumes(work, pool, nodes)
@@ -209,16 +211,7 @@ def _back_up_first(
         )
         send(clients, "operations", wanted.encode())
     said = (record.progress or record.message or record.state.lower()) if record else "asked for"
-    _wait(work, roll, f"an etcd backup first: {said}", BACKUP_PATIENCE)
-
-
-def _wait(work: Work, roll: Roll, line: str, patience: timedelta = PATIENCE) -> NoReturn:
-    """Come again; Declined when nothing has moved for so long."""
-    if work.now - (roll.moved_at or roll.at) > patience:
-        raise Declined(f"nothing has changed for {format_duration(patience)}: {line}")
-    roll.seen_at = work.now
-    work.save()
-    raise NotYetError(f"{roll.name}: {line}", seconds=LOOK_SECONDS)
+    wait_for(work, roll, f"an etcd backup first: {said}", BACKUP_PATIENCE)
 
 
 def _set_model(work: Work, pool: Pool, roll: Roll, parameters: UpgradeParameters) -> None:
@@ -231,15 +224,15 @@ def _set_model(work: Work, pool: Pool, roll: Roll, parameters: UpgradeParameters
         try:
             driver.set_image(work.arm, fresh, image)
         except (ThrottledError, UnavailableError) as error:
-            _wait(work, roll, f"its image is to be set: {error}")
+            wait_for(work, roll, f"its image is to be set: {error}")
         except ApiError as error:
             if error.status not in (409, 412):
                 raise Declined(f"Azure refuses the image: {error}") from error
-            _wait(work, roll, f"its image is to be set; the set is busy: {error}")
+            wait_for(work, roll, f"its image is to be set; the set is busy: {error}")
         work.pools_changed()
-        _wait(work, roll, "its image is being set")
+        wait_for(work, roll, "its image is being set")
     if fresh.state in ("Updating", "Creating"):
-        _wait(work, roll, "its image is being set")
+        wait_for(work, roll, "its image is being set")
 
 
 def _has_image(fresh: Fresh, image: Document) -> bool:

@@ -17,8 +17,9 @@ from local_arm import code_of, connect, unknown_fields
 
 from sandbox.arm import LocalArm
 from sandbox.arm.capacity import Shortage
-from sandbox.arm.core import Ending
+from sandbox.arm.core import Ending, merged
 from sandbox.clock import Clock
+from shared.model.resource_id import parse_resource_id
 
 GROUP = LocalArm.group
 NODES = f"MC_{GROUP}_prod_westeurope"
@@ -286,3 +287,67 @@ def test_machines_may_be_listed_as_they_were(arm: LocalArm, client: ContainerSer
     arm.core.read_stale(30, "agentPools/agents", times=2)
     assert (client.agent_pools.get(GROUP, "prod", "agents").count, len(machines(client))) == (3, 3)
     assert (client.agent_pools.get(GROUP, "prod", "agents").count, len(machines(client))) == (1, 1)
+
+
+def test_a_pool_is_upgraded_machine_by_machine_to_a_version_that_is_offered(
+    arm: LocalArm, client: ContainerServiceClient
+) -> None:
+    answer = client.agent_pools.get_upgrade_profile(GROUP, "prod", "agents")
+    assert unknown_fields(answer, "AgentPoolUpgradeProfile") == []
+    profile = client.agent_pools.get_upgrade_profile(GROUP, "prod", "agents").properties
+    assert profile.kubernetes_version == "1.34.1"
+    assert [one.kubernetes_version for one in profile.upgrades or []] == [], "the control plane comes first"
+    for version, code in (
+        ("1.34.2", "NodePoolMcVersionIncompatible"),
+        ("1.33.5", "AgentPoolUpgradeVersionNotAllowed"),
+        ("9.9.9", "AgentPoolK8sVersionNotSupported"),
+    ):
+        with pytest.raises(HttpResponseError) as raised:
+            put(client, orchestratorVersion=version)
+        assert code_of(raised.value) == (400, code)
+    set_control_plane(arm, "1.34.2")
+    profile = client.agent_pools.get_upgrade_profile(GROUP, "prod", "agents").properties
+    assert [one.kubernetes_version for one in profile.upgrades or []] == ["1.34.2"]
+    boots = [machine.boots for machine in arm.truth.machines.values()]
+    arm.core.operation_seconds = 30
+    poller = put(client, orchestratorVersion="1.34.2")
+    clock = arm.core.clock
+    assert isinstance(clock, Clock)
+    clock.advance(45)
+    pool = client.agent_pools.get(GROUP, "prod", "agents").properties
+    assert (pool.provisioning_state, pool.current_orchestrator_version) == ("Upgrading", "1.34.1")
+    again = [machine.boots for machine in arm.truth.machines.values()]
+    assert sum(again) - sum(boots) == 1, "one of three is through"
+    clock.advance(60)
+    assert poller.result().properties.current_orchestrator_version == "1.34.2"
+    assert sum(machine.boots for machine in arm.truth.machines.values()) - sum(boots) == 3
+
+
+def test_an_upgrade_that_is_aborted_leaves_the_rest_as_it_was(
+    arm: LocalArm, client: ContainerServiceClient
+) -> None:
+    arm.core.settings["aks_node_image"] = "AKSUbuntu-2404gen2containerd-202612.01.0"
+    arm.core.operation_seconds = 30
+    boots = sum(machine.boots for machine in arm.truth.machines.values())
+    client.agent_pools.begin_upgrade_node_image_version(GROUP, "prod", "agents", polling=False)
+    clock = arm.core.clock
+    assert isinstance(clock, Clock)
+    clock.advance(45)
+    pool = client.agent_pools.get(GROUP, "prod", "agents").properties
+    assert pool.provisioning_state == "UpgradingNodeImageVersion"
+    arm.core.operation_seconds = 0
+    client.agent_pools.begin_abort_latest_operation(GROUP, "prod", "agents", polling=False)
+    clock.advance(120)
+    pool = client.agent_pools.get(GROUP, "prod", "agents").properties
+    assert pool.provisioning_state == "Canceled"
+    assert pool.node_image_version == "AKSUbuntu-2404gen2containerd-202611.01.0"
+    assert sum(machine.boots for machine in arm.truth.machines.values()) - boots == 1
+
+
+def set_control_plane(arm: LocalArm, version: str) -> None:
+    """As after an upgrade of the control plane alone, which is not modelled."""
+    where = parse_resource_id(arm.id_of("Microsoft.ContainerService/managedClusters", "prod"))
+    found = arm.core.state.find(where)
+    assert found is not None
+    body = merged(found.body, {"properties": {"currentKubernetesVersion": version}})
+    arm.core.state.store(where, body)

@@ -60,7 +60,9 @@ class App:
         self.world, self.name = world, f"c{uuid.uuid4().hex[:10]}"
         arm, kubernetes = world.arm, world.kubernetes
         token = kubernetes.api.tokens.issue("kubekeeper", ("system:masters",))
+        managed = policy.pop("managedCluster", None)
         azure = {"subscription": arm.subscription, "resourceGroups": [arm.group], "location": "westeurope"}
+        azure |= {"managedCluster": managed} if managed else {}
         connection = {"server": kubernetes.server, "ca": f"file:{kubernetes.directory / 'ca.pem'}"}
         entry = {"name": self.name, "kubernetes": {**connection, "token": "setting:KUBE_TOKEN"}}
         configuration = directory / "kubekeeper.yaml"

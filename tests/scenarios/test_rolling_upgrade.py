@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scenarios.autoscaling_app import App
 
+from sandbox.arm.containerservice import POOLS
+from sandbox.arm.core import Ending, merged
 from sandbox.scenario import World
+from shared.model.resource_id import parse_resource_id
 from shared.runtime.operation import OperationRecord, OperationState
 from tests.scenarios.autoscaling_world import SIZE
 
@@ -61,7 +65,8 @@ def images(world: World) -> list[str]:
 
 def upgrade(app: App, **options: Any) -> OperationRecord:
     """`rolling-upgrade` of pool `agents` to NEW, followed to its end."""
-    return app.operate("rolling-upgrade", 3600, every=15, **{"pool": "agents", "image": NEW, **options})
+    defaults = {"pool": "agents", "image": NEW, "every": 15}
+    return app.operate("rolling-upgrade", 3600, **{**defaults, **options})
 
 
 def running(world: World, name: str = "web") -> int:
@@ -147,7 +152,7 @@ def test_a_budget_that_refuses_stops_it_and_it_goes_on_when_sent_again(
 
 def test_a_new_node_that_falls_ill_stops_it(world: World, start: Callable[..., App]) -> None:
     add_set(world)
-    app = start()
+    app = start(scaleUp={"provisionTimeout": "4m"})
     old = set(world.nodes())
 
     def kill_the_first_new_one() -> None:
@@ -205,3 +210,82 @@ def test_unhealthy_kept_and_holding_nodes_are_named(world: World, start: Callabl
     world.crash(node)
     world.advance(120)
     assert f"node {node} is NotReady" in upgrade(app).message
+
+
+@pytest.fixture
+def aks(world: World, start: Callable[..., App]) -> App:
+    """An AKS cluster whose control plane is ahead of its pools."""
+    managed = world.add_cluster("aks", system=1, agents=2)
+    found = world.arm.core.state.find(managed)
+    assert found is not None
+    body = merged(found.body, {"properties": {"currentKubernetesVersion": "1.35.0"}})
+    world.arm.core.state.store(parse_resource_id(managed), body)
+    world.advance(10)
+    return start(managedCluster=managed, scaleUp={"provisionTimeout": "3m"})
+
+
+def pool(world: World) -> dict[str, Any]:
+    """Properties of pool `agents`."""
+    (found,) = [one for one in world.arm.core.state.of_type(POOLS) if one.id.endswith("/agents")]
+    return dict(found.body["properties"])
+
+
+def agents(world: World) -> list[str]:
+    return sorted(name for name in world.nodes() if "agents" in name)
+
+
+def test_aks_is_asked_for_a_version_and_watched(aks: App, world: World) -> None:
+    refused = upgrade(aks, image="", version="1.36.0")
+    assert "AKS does not offer 1.36.0 for it: it has 1.34.1, there are: 1.34.2, 1.35.0" in refused.message
+    assert "an AKS pool takes version=" in upgrade(aks).message
+    assert "its own upgradeSettings" in upgrade(aks, image="", version="1.35.0", surge=2).message
+    seen: set[str] = set()
+
+    def progress() -> None:
+        seen.update(one.progress for one in aks.clients.operations.recent(world.now - timedelta(days=1)))
+
+    record = upgrade(aks, image="", version="1.35.0", each=progress)
+    assert record.state is OperationState.SUCCEEDED, record.message
+    assert record.message == "agents: AKS has upgraded it to 1.35.0"
+    assert pool(world)["currentOrchestratorVersion"] == "1.35.0"
+    assert "agents: AKS is at it (Upgrading), 1 of 2 nodes are new" in seen, seen
+    puts = [
+        one
+        for one in world.arm.recorder.requests
+        if one.method == "PUT" and "/agentpools/" in one.path.lower()
+    ]
+    assert len(puts) == 1
+
+
+def test_aks_is_asked_for_the_newest_node_image_and_once_is_enough(aks: App, world: World) -> None:
+    world.arm.core.settings["aks_node_image"] = "AKSUbuntu-2404gen2containerd-202612.01.0"
+    record = upgrade(aks, image="")
+    assert record.state is OperationState.SUCCEEDED, record.message
+    assert pool(world)["nodeImageVersion"] == "AKSUbuntu-2404gen2containerd-202612.01.0"
+    assert upgrade(aks, image="").state is OperationState.SUCCEEDED
+    assert world.arm.recorder.count("POST", "upgradeNodeImageVersion") == 1
+
+
+def test_what_aks_could_not_drain_is_said_with_its_own_words(aks: App, world: World) -> None:
+    error = {"code": "PodDrainFailure", "message": "Drain node failed: too many pods cannot be evicted"}
+    world.arm.core.endings.append(Ending(on="agentPools/put", **error))
+    record = upgrade(aks, image="", version="1.35.0")
+    assert record.state is OperationState.FAILED
+    assert "AKS gave up: PodDrainFailure Drain node failed" in record.message, record.message
+
+
+def test_aks_is_told_to_stop_at_a_node_that_stays_away(aks: App, world: World) -> None:
+    world.arm.core.operation_seconds = 300
+    truth = world.arm.truth
+    old = {name: truth.machine(world.machine(name)).boots for name in agents(world)}
+
+    def kill_the_first_new_one() -> None:
+        for name, boots in old.items():
+            machine = truth.machine(world.machine(name))
+            if machine.boots > boots and machine.kubelet_alive:
+                truth.kill_kubelet(world.machine(name))
+
+    record = upgrade(aks, image="", version="1.35.0", each=kill_the_first_new_one, every=30)
+    assert record.state is OperationState.FAILED
+    assert "AKS was told to stop, 0 of 2 nodes are new" in record.message, record.message
+    assert pool(world)["provisioningState"] == "Canceled"

@@ -42,6 +42,22 @@ class _PoolMachine(msgspec.Struct, frozen=True):
     properties: _MachineProperties = _MachineProperties()
 
 
+class _Offer(msgspec.Struct, frozen=True, rename="camel"):
+    kubernetes_version: str = ""
+
+
+class Upgrades(msgspec.Struct, frozen=True, rename="camel"):
+    """Of an agent pool: its version, those it may have next, the newest node image."""
+
+    kubernetes_version: str = ""
+    upgrades: tuple[_Offer, ...] = ()
+    latest_node_image_version: str = ""
+
+
+class _Profile(msgspec.Struct, frozen=True):
+    properties: Upgrades = Upgrades()
+
+
 class _Page(msgspec.Struct, frozen=True):
     value: tuple[_PoolMachine, ...] = ()
 
@@ -70,6 +86,26 @@ class AgentPool:
             raise UnsafePlanError(fresh.hands_off)
         properties = {n: v for n, v in fresh.document["properties"].items() if n not in READ_ONLY}
         return (arm.put(fresh.id, {"properties": _sized(properties, to)}, if_match=fresh.etag),)
+
+    def upgrades(self, arm: Arm, pool_id: str) -> Upgrades:
+        """What AKS offers for the pool now."""
+        return msgspec.convert(arm.get(f"{pool_id}/upgradeProfiles/default").document, _Profile).properties
+
+    def upgrade(self, arm: Arm, fresh: Fresh, version: str) -> Begun:
+        """PUT of the whole pool with another Kubernetes version; AKS replaces its machines, one after another
+        or as the pool's upgradeSettings say.
+        """
+        known = fresh.document["properties"]
+        properties = {n: v for n, v in known.items() if n not in READ_ONLY} | {"orchestratorVersion": version}
+        return arm.put(fresh.id, {"properties": properties}, if_match=fresh.etag)
+
+    def upgrade_image(self, arm: Arm, pool_id: str) -> Begun:
+        """POST .../upgradeNodeImageVersion: the newest node image of the version the pool has."""
+        return arm.post(pool_id, "upgradeNodeImageVersion")
+
+    def abort(self, arm: Arm, pool_id: str) -> Begun:
+        """POST .../abort: what AKS is doing to the pool ends as Canceled, where it is."""
+        return arm.post(pool_id, "abort")
 
     def machines(self, arm: Arm, pool_id: str) -> tuple[Machine, ...]:
         """AKS's own names, with the states of the virtual machines behind them."""
