@@ -17,8 +17,31 @@ param location string
 @description('Resource group of the app; made when it is not there.')
 param resourceGroupName string = 'rg-kubekeeper-${environmentName}'
 
-@description('Where the clusters\' machines, disks and gateways are: {resourceGroup, subscriptionId?, automations[]}. Roles are given there and nowhere else.')
-param scopes array = []
+@description('What an automation may do in a resource group is a custom role of this name; autoscaling-reads looks and changes nothing.')
+type automation = 'autoscaling' | 'autoscaling-aks' | 'autoscaling-reads' | 'disk-release' | 'ingress-sync'
+
+@description('A resource group that holds something of a cluster, and the automations that work there.')
+type scope = {
+  resourceGroup: string
+  subscriptionId: string?
+  automations: automation[]
+}
+
+@description('Where the clusters\' machines, disks and gateways are. Roles are given there and nowhere else.')
+param scopes scope[] = []
+
+@description('Object id of who runs keeper and uploads the configuration; empty: nobody is given a role.')
+param operatorId string = ''
+
+@allowed(['User', 'Group', 'ServicePrincipal'])
+param operatorType string = 'User'
+
+@description('Copies of the storage account; Standard_LRS where the region has no zones.')
+@allowed(['Standard_LRS', 'Standard_ZRS', 'Standard_GRS', 'Standard_GZRS'])
+param storageSku string = 'Standard_ZRS'
+
+@description('Resource Manager of the cloud; by default that of the cloud this is deployed to.')
+param armEndpoint string = environment().resourceManager
 
 @description('Etcd backups with what protects them: versions, soft delete, lifecycle, and immutability for so many days (0: none).')
 @minValue(0)
@@ -28,10 +51,13 @@ param immutableDays int = 0
 @description('Subnet for the app\'s outgoing traffic (delegated to Microsoft.App/environments); needed where the API server, etcd or Prometheus are private.')
 param subnetId string = ''
 
-@description('Subnet for private endpoints of the storage account and the vault; empty leaves them public, for identities only.')
+@description('Subnet for private endpoints of the storage account and the vault; empty leaves them public, for identities only. Needs subnetId, or the app is locked out too.')
 param privateEndpointSubnetId string = ''
 
-@description('Instances kept warm for the queues, so that an event waits for no cold start.')
+@description('Names of secrets in the vault, each an app setting: prod-etcd-key is setting:PROD_ETCD_KEY in the configuration.')
+param secrets string[] = []
+
+@description('Instances kept warm for each work queue, so that an event waits for no cold start.')
 @minValue(0)
 @maxValue(10)
 param alwaysReady int = 0
@@ -80,6 +106,9 @@ module storage 'modules/storage.bicep' = {
     location: location
     tags: allTags
     principalId: identity.outputs.principalId
+    operatorId: operatorId
+    operatorType: operatorType
+    sku: storageSku
     immutableDays: immutableDays
     privateEndpointSubnetId: privateEndpointSubnetId
   }
@@ -93,6 +122,8 @@ module vault 'modules/vault.bicep' = {
     location: location
     tags: allTags
     principalId: identity.outputs.principalId
+    operatorId: operatorId
+    operatorType: operatorType
     privateEndpointSubnetId: privateEndpointSubnetId
   }
 }
@@ -104,6 +135,7 @@ module topic 'modules/topic.bicep' = {
     name: 'evgt-kubekeeper-${environmentName}'
     location: location
     tags: allTags
+    identityId: identity.outputs.id
     principalId: identity.outputs.principalId
   }
 }
@@ -122,6 +154,9 @@ module app 'modules/app.bicep' = {
     configurationUrl: storage.outputs.configurationUrl
     applicationInsightsConnectionString: monitoring.outputs.connectionString
     topicEndpoint: topic.outputs.endpoint
+    vaultName: vault.outputs.name
+    secrets: secrets
+    armEndpoint: armEndpoint
     subnetId: subnetId
     alwaysReady: alwaysReady
   }
@@ -167,14 +202,18 @@ module reads 'modules/subscription-role.bicep' = [for id in union(map(scopes, on
   params: {
     environmentName: environmentName
     principalId: identity.outputs.principalId
+    automations: flatten(map(filter(scopes, one => (one.?subscriptionId ?? subscription().subscriptionId) == id), one => one.automations))
   }
 }]
 
 output AZURE_RESOURCE_GROUP string = group.name
 output AZURE_FUNCTION_APP string = app.outputs.name
+output AZURE_FUNCTION_APP_ID string = app.outputs.id
 output AZURE_STORAGE_ACCOUNT string = storage.outputs.name
+output AZURE_STORAGE_ACCOUNT_ID string = storage.outputs.id
 output AZURE_KEY_VAULT string = vault.outputs.name
 output KUBEKEEPER_TOPIC string = topic.outputs.name
 output KUBEKEEPER_CONFIG_URL string = storage.outputs.configurationUrl
+output KUBEKEEPER_IDENTITY_ID string = identity.outputs.id
 output KUBEKEEPER_PRINCIPAL_ID string = identity.outputs.principalId
 output KUBEKEEPER_CLIENT_ID string = identity.outputs.clientId

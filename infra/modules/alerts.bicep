@@ -34,7 +34,7 @@ var rules = [
     name: 'throttled'
     severity: 3
     text: 'Azure throttles the app; look for another client of the subscription that reads too often.'
-    query: 'traces | where message has "TooManyRequests" or message has "ThrottledError"'
+    query: 'traces | where message has "TooManyRequests" or message has "Throttled"'
     window: 'PT30M'
     every: 'PT15M'
   }

@@ -9,6 +9,9 @@ param deploymentContainerUrl string
 param configurationUrl string
 param applicationInsightsConnectionString string
 param topicEndpoint string
+param armEndpoint string
+param vaultName string
+param secrets array
 param subnetId string
 param alwaysReady int
 
@@ -32,13 +35,15 @@ var settings = {
   APPLICATIONINSIGHTS_AUTHENTICATION_STRING: 'ClientId=${clientId};Authorization=AAD'
   PYTHON_ENABLE_OPENTELEMETRY: 'true'
   KUBEKEEPER_CONFIG: configurationUrl
-  KUBEKEEPER_ARM_ENDPOINT: endsWith(environment().resourceManager, '/') ? substring(environment().resourceManager, 0, length(environment().resourceManager) - 1) : environment().resourceManager
+  KUBEKEEPER_ARM_ENDPOINT: armEndpoint
   KUBEKEEPER_EVENTS_ENDPOINT: topicEndpoint
   KUBEKEEPER_AUTOSCALING_SCHEDULE: '0 * * * * *'
   KUBEKEEPER_DISK_RELEASE_SCHEDULE: '0 * * * * *'
   KUBEKEEPER_ETCD_BACKUP_SCHEDULE: '0 */5 * * * *'
   KUBEKEEPER_INGRESS_SYNC_SCHEDULE: '0 * * * * *'
 }
+
+var references = toObject(secrets, one => toUpper(replace(one, '-', '_')), one => '@Microsoft.KeyVault(VaultName=${vaultName};SecretName=${one})')
 
 resource plan 'Microsoft.Web/serverfarms@2024-04-01' = {
   name: 'plan-${name}'
@@ -77,7 +82,7 @@ resource app 'Microsoft.Web/sites@2024-04-01' = {
       scaleAndConcurrency: {
         maximumInstanceCount: maximumInstanceCount
         instanceMemoryMB: instanceMemoryMB
-        alwaysReady: [for function in warmed: { name: function, instanceCount: alwaysReady }]
+        alwaysReady: [for function in (alwaysReady == 0 ? [] : warmed): { name: function, instanceCount: alwaysReady }]
       }
       runtime: { name: 'python', version: pythonVersion }
     }
@@ -89,7 +94,7 @@ resource app 'Microsoft.Web/sites@2024-04-01' = {
 
   resource appSettings 'config' = {
     name: 'appsettings'
-    properties: settings
+    properties: union(settings, references) // replaces all: what is not here is gone after each deployment
   }
 
   resource noFtp 'basicPublishingCredentialsPolicies' = {

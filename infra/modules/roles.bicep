@@ -3,15 +3,18 @@
 param environmentName string
 param principalId string
 
-@description('Names of automations: autoscaling, autoscaling-aks, disk-release, ingress-sync.')
+@description('Names of roles in actions.json, or autoscaling-reads: what autoscaling looks at, where AKS changes the machines.')
 param automations array
 
-var actions = loadJsonContent('../actions.json')
+var written = loadJsonContent('../actions.json')
+var actions = union(written, {
+  'autoscaling-reads': { group: filter(written.autoscaling.group, one => endsWith(one, '/read')) }
+})
 
 resource definitions 'Microsoft.Authorization/roleDefinitions@2022-04-01' = [for automation in automations: {
   name: guid(resourceGroup().id, environmentName, automation)
   properties: {
-    roleName: 'Kubekeeper ${automation} (${environmentName}, ${resourceGroup().name})'
+    roleName: 'Kubekeeper ${automation} (${environmentName}, ${resourceGroup().name}, ${take(uniqueString(subscription().id), 5)})' // unique in the tenant
     description: 'What Kubekeeper\'s ${automation} does in this resource group, and nothing else.'
     type: 'CustomRole'
     assignableScopes: [resourceGroup().id]

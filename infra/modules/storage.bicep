@@ -3,6 +3,9 @@ param name string
 param location string
 param tags object
 param principalId string
+param operatorId string
+param operatorType string
+param sku string
 
 @description('Days for which a backup cannot be changed or deleted by anybody; 0: none. Cannot be taken back for blobs that exist.')
 param immutableDays int
@@ -16,7 +19,14 @@ var roleIds = [
   '0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3' // Storage Table Data Contributor
 ]
 var queueNames = ['operations', 'autoscaling', 'disk-release', 'etcd-backup', 'ingress-sync']
+var tableNames = ['kubekeeperjournal', 'kubekeeperoperations']
 var containerNames = ['deployments', 'configuration', 'kubekeeper', 'dead-letters']
+// What keeper needs: the configuration and backups, messages, the journal. Whoever may send operations may do what they do.
+var operatorRoleIds = [
+  'ba92f5b4-2d11-453d-a403-e96b0029c9fe' // Storage Blob Data Contributor
+  '974c5e8b-45b9-4653-ba55-5f855dd0fb88' // Storage Queue Data Contributor
+  '0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3' // Storage Table Data Contributor
+]
 var isPrivate = privateEndpointSubnetId != ''
 
 resource account 'Microsoft.Storage/storageAccounts@2024-01-01' = {
@@ -24,7 +34,7 @@ resource account 'Microsoft.Storage/storageAccounts@2024-01-01' = {
   location: location
   tags: tags
   kind: 'StorageV2'
-  sku: { name: 'Standard_ZRS' }
+  sku: { name: sku }
   properties: {
     allowSharedKeyAccess: false
     allowBlobPublicAccess: false
@@ -80,7 +90,7 @@ resource lifecycle 'Microsoft.Storage/storageAccounts/managementPolicies@2024-01
     policy: {
       rules: [
         {
-          name: 'kubekeeper-backups'
+          name: 'kubekeeper-etcd-backups'
           enabled: true
           type: 'Lifecycle'
           definition: {
@@ -90,8 +100,18 @@ resource lifecycle 'Microsoft.Storage/storageAccounts/managementPolicies@2024-01
                 tierToCool: { daysAfterModificationGreaterThan: 30 }
                 tierToCold: { daysAfterModificationGreaterThan: 90 }
               }
-              version: { delete: { daysAfterCreationGreaterThan: 30 } }
+              version: { delete: { daysAfterCreationGreaterThan: 14 } }
             }
+          }
+        }
+        {
+          // Rewritten all the time: each write leaves a version behind.
+          name: 'kubekeeper-state'
+          enabled: true
+          type: 'Lifecycle'
+          definition: {
+            filters: { blobTypes: ['blockBlob'], prefixMatch: ['kubekeeper/', 'azure-webjobs-hosts/', 'azure-webjobs-secrets/'] }
+            actions: { version: { delete: { daysAfterCreationGreaterThan: 14 } } }
           }
         }
       ]
@@ -109,6 +129,16 @@ resource queues 'Microsoft.Storage/storageAccounts/queueServices/queues@2024-01-
   name: queue
 }]
 
+resource tableService 'Microsoft.Storage/storageAccounts/tableServices@2024-01-01' = {
+  parent: account
+  name: 'default'
+}
+
+resource tables 'Microsoft.Storage/storageAccounts/tableServices/tables@2024-01-01' = [for table in tableNames: {
+  parent: tableService
+  name: table
+}]
+
 resource assignments 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for roleId in roleIds: {
   name: guid(account.id, principalId, roleId)
   scope: account
@@ -116,6 +146,16 @@ resource assignments 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for
     roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', roleId)
     principalId: principalId
     principalType: 'ServicePrincipal'
+  }
+}]
+
+resource operatorAssignments 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for roleId in (empty(operatorId) ? [] : operatorRoleIds): {
+  name: guid(account.id, operatorId, roleId)
+  scope: account
+  properties: {
+    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', roleId)
+    principalId: operatorId
+    principalType: operatorType
   }
 }]
 

@@ -4,13 +4,17 @@ targetScope = 'subscription'
 param environmentName string
 param principalId string
 
-var roles = loadJsonContent('../actions.json')
-var actions = union(flatten(map(items(roles), role => role.value.subscription)), [])
+@description('Names of roles in actions.json that are given in this subscription.')
+param automations array
 
-resource definition 'Microsoft.Authorization/roleDefinitions@2022-04-01' = {
+var roles = loadJsonContent('../actions.json')
+var named = map(automations, one => one == 'autoscaling-reads' ? 'autoscaling' : one)
+var actions = union(flatten(map(named, one => roles[one].subscription)), [])
+
+resource definition 'Microsoft.Authorization/roleDefinitions@2022-04-01' = if (!empty(actions)) {
   name: guid(subscription().id, environmentName, 'kubekeeper')
   properties: {
-    roleName: 'Kubekeeper reads (${environmentName})'
+    roleName: 'Kubekeeper reads (${environmentName}, ${take(uniqueString(subscription().id), 5)})' // unique in the tenant
     description: 'What Kubekeeper reads of a whole subscription: sizes, quotas, the state of long-running operations.'
     type: 'CustomRole'
     assignableScopes: [subscription().id]
@@ -18,7 +22,7 @@ resource definition 'Microsoft.Authorization/roleDefinitions@2022-04-01' = {
   }
 }
 
-resource assignment 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
+resource assignment 'Microsoft.Authorization/roleAssignments@2022-04-01' = if (!empty(actions)) {
   name: guid(subscription().id, principalId, environmentName)
   properties: {
     roleDefinitionId: definition.id

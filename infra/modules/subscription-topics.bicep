@@ -1,15 +1,18 @@
 // System topics of a subscription and what of them is wanted; the list is that of docs/reference/events.md.
-param functionId string
-param deadLetterAccountId string
+param appId string
+param storageAccountId string
+param identityId string
 param subscriptionId string
+param managedClusters array
 
 var destination = {
   endpointType: 'AzureFunction'
-  properties: { resourceId: functionId, maxEventsPerBatch: 1, preferredBatchSizeInKilobytes: 64 }
+  properties: { resourceId: '${appId}/functions/cluster_event', maxEventsPerBatch: 1, preferredBatchSizeInKilobytes: 64 }
 }
+// Topics of a whole subscription are global, and a global topic can have no identity: Event Grid writes as itself there.
 var deadLetter = {
   endpointType: 'StorageBlob'
-  properties: { resourceId: deadLetterAccountId, blobContainerName: 'dead-letters' }
+  properties: { resourceId: storageAccountId, blobContainerName: 'dead-letters' }
 }
 var retry = { maxDeliveryAttempts: 30, eventTimeToLiveInMinutes: 1440 }
 var operations = [
@@ -84,3 +87,27 @@ resource healthEvents 'Microsoft.EventGrid/systemTopics/eventSubscriptions@2025-
     }
   }
 }
+
+resource managedTopics 'Microsoft.EventGrid/systemTopics@2025-02-15' = [for cluster in managedClusters: {
+  name: take('evgst-kubekeeper-${replace(last(split(cluster.id, '/')), '_', '-')}', 50)
+  location: cluster.location
+  identity: {
+    type: 'UserAssigned'
+    userAssignedIdentities: { '${identityId}': {} }
+  }
+  properties: { source: cluster.id, topicType: 'Microsoft.ContainerService.ManagedClusters' }
+}]
+
+resource managedEvents 'Microsoft.EventGrid/systemTopics/eventSubscriptions@2025-02-15' = [for (cluster, index) in managedClusters: {
+  parent: managedTopics[index]
+  name: 'kubekeeper'
+  properties: {
+    destination: destination
+    deadLetterWithResourceIdentity: {
+      identity: { type: 'UserAssigned', userAssignedIdentity: identityId }
+      deadLetterDestination: deadLetter
+    }
+    retryPolicy: retry
+    eventDeliverySchema: 'CloudEventSchemaV1_0'
+  }
+}]

@@ -3,12 +3,15 @@ param name string
 param location string
 param tags object
 param principalId string
+param operatorId string
+param operatorType string
 param privateEndpointSubnetId string
 
 var roleIds = [
   '4633458b-17de-408a-b874-0445c86b69e6' // Key Vault Secrets User
   'e147488a-f6f5-4113-8e2d-b22465e65bf6' // Key Vault Crypto Service Encryption User
 ]
+var keyVaultSecretsOfficer = 'b86a8fe4-44ce-4948-aee5-eccb2c155cd7'
 var isPrivate = privateEndpointSubnetId != ''
 
 resource vault 'Microsoft.KeyVault/vaults@2023-07-01' = {
@@ -34,6 +37,16 @@ resource assignments 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for
     principalType: 'ServicePrincipal'
   }
 }]
+
+resource operatorAssignment 'Microsoft.Authorization/roleAssignments@2022-04-01' = if (!empty(operatorId)) {
+  name: guid(vault.id, operatorId, keyVaultSecretsOfficer)
+  scope: vault
+  properties: {
+    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', keyVaultSecretsOfficer)
+    principalId: operatorId
+    principalType: operatorType
+  }
+}
 
 module endpoint 'private-endpoint.bicep' = if (isPrivate) {
   name: 'private-vault'

@@ -5,7 +5,7 @@ param environmentName = 'fleet'
 param location = 'westeurope'
 param scopes = [
   { resourceGroup: 'rg-aks-eu', automations: ['autoscaling-aks'] }
-  { resourceGroup: 'MC_rg-aks-eu_eu_westeurope', automations: ['autoscaling', 'disk-release'] }
+  { resourceGroup: 'MC_rg-aks-eu_eu_westeurope', automations: ['autoscaling-reads', 'disk-release'] }
   {
     subscriptionId: '11111111-1111-1111-1111-111111111111'
     resourceGroup: 'rg-kubernetes-us'

@@ -9,3 +9,4 @@ param scopes = [
 param subnetId = '/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/rg-network/providers/Microsoft.Network/virtualNetworks/vnet/subnets/kubekeeper'
 param privateEndpointSubnetId = '/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/rg-network/providers/Microsoft.Network/virtualNetworks/vnet/subnets/endpoints'
 param immutableDays = 30
+param secrets = ['prod-kubeconfig', 'prod-etcd-ca', 'prod-etcd-certificate', 'prod-etcd-key']

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 from azure.mgmt.storage import StorageManagementClient
 from azure.mgmt.storage import models as m
+from bicep import Deployment, Scope
 
 from sandbox.arm import LocalArm
 from sandbox.asgi import Fault, on
@@ -304,3 +308,29 @@ def test_our_token_goes_to_resource_managers_only(endpoint: str) -> None:
 def test_something_else_than_an_account_is_refused(account_id: str) -> None:
     with pytest.raises(SettingsError):
         storage_account(account_id, {})
+
+
+def test_the_account_that_the_templates_make_has_nothing_to_mend(arm: LocalArm) -> None:
+    """What infra/main.bicep asks for is put into the local Resource Manager, and looked at as doctor does."""
+    parameters = {
+        "environmentName": "prod",
+        "location": "westeurope",
+        "subnetId": "/the/subnet",
+        "privateEndpointSubnetId": "/the/other",
+        "immutableDays": 30,
+        "resourceGroupName": arm.group,
+    }
+    main = Path(__file__).parents[2] / "infra/main.bicep"
+    token = arm.credential().get_token("https://management.azure.com/.default").token
+    kinds = ("blobServices", "containers", "immutabilityPolicies", "managementPolicies", "storageAccounts")
+    made = [
+        one
+        for one in Deployment(main, parameters, Scope(arm.subscription)).resources
+        if one.type.startswith("Microsoft.Storage/") and one.type.rpartition("/")[2] in kinds
+    ]
+    for one in made:
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        url = f"{arm.url}{one.id}?api-version={one.api_version}"
+        urlopen(Request(url, json.dumps(one.body).encode(), headers, method="PUT"), timeout=10).close()
+    assert {one.type.rpartition("/")[2] for one in made} == set(kinds)
+    assert codes(connect(arm, made[0].id)) == set()
