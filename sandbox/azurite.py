@@ -29,10 +29,12 @@ class Azurite:
     """A running emulator: `with Azurite() as storage: storage.connection_string`.
 
     In memory by default; `location` keeps the data in that directory instead (use it for gigabytes).
+    `access_log` is a file that gets a line for each request.
     """
 
-    def __init__(self, location: Path | None = None) -> None:
+    def __init__(self, location: Path | None = None, access_log: Path | None = None) -> None:
         self.location = location
+        self.access_log = access_log
         self._key = base64.b64encode(secrets.token_bytes(64)).decode()
         self._addresses: dict[str, str] = {}
         self._lines: list[str] = []
@@ -42,7 +44,7 @@ class Azurite:
     def start(self) -> Self:
         """Start and wait until all services listen; else RuntimeError with Azurite's last words."""
         command = [str(tools.node().path), "--require", str(ENDS_WITH_PARENT), str(tools.azurite_script())]
-        command += ["--silent", "--disableTelemetry", "--skipApiVersionCheck"]
+        command += ["--disableTelemetry", "--skipApiVersionCheck", *([] if self.access_log else ["--silent"])]
         command += ["--blobPort", "0", "--queuePort", "0", "--tablePort", "0"]
         command += ["--location", str(self.location)] if self.location else ["--inMemoryPersistence"]
         self._process = subprocess.Popen(
@@ -79,6 +81,9 @@ class Azurite:
         with process.stdout as output:
             for line in output:
                 self._lines = [*self._lines[-20:], line.strip()]
+                if self.access_log is not None:
+                    with self.access_log.open("a") as log:
+                        log.write(line)
                 if match := LISTENING.search(line):
                     self._addresses[match[1].lower()] = f"{match[2]}/{ACCOUNT}"
                     if len(self._addresses) == 3:

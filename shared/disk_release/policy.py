@@ -61,11 +61,11 @@ class DiskReleasePolicy(
     exclude: tuple[str, ...] = ()
     """Labels, `key=value` or `key`: pods that carry one, and the VMs they run on, are left alone."""
     fences_per_window: Annotated[int, msgspec.Meta(ge=0)] = 2
-    """VMs fenced within `fence_window` at most; more than that looks like a mistake."""
+    """VMs fenced within `fenceWindow` at most; more than that looks like a mistake."""
     fence_window: Duration = "15m"
-    """See `fences_per_window`."""
+    """See `fencesPerWindow`."""
     max_fenced_percent: Percent = 50
-    """Of the nodes of one pool, and of one zone, at most this many are fenced within `fence_window`; one may
+    """Of the nodes of one pool, and of one zone, at most this many are fenced within `fenceWindow`; one may
     always be."""
     freeze_above_percent: Percent = 50
     """When more than this many of the nodes are NotReady, nothing new is begun: from here that looks like a
@@ -81,7 +81,7 @@ class DiskReleasePolicy(
     detach_timeout: Duration = "4m"
     """How long a plain detach, anybody's, has before it counts as failed (the disk driver waits as long)."""
     force: bool = True
-    """Use ForceDetach after a fence and a plain detach that failed or exceeded `detach_timeout`."""
+    """Use ForceDetach after a fence and a plain detach that failed or exceeded `detachTimeout`."""
     kubernetes_deadline: Duration = "8m"
     """How long Kubernetes may take for what it does by itself (its unmount timeout is 6 minutes)."""
     zombie_age: Duration = "10m"

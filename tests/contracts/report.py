@@ -17,7 +17,9 @@ What the automations rely on in Kubernetes. Each line is a test of `tests/contra
 real control plane and run on it and on the stand-in (`sandbox.kube`); where they differ, the stand-in is
 wrong. This page is written by that run:
 
-    CONTRACTS_REPORT=docs/reference/contracts.md make e2e
+```sh
+CONTRACTS_REPORT=docs/reference/contracts.md make e2e
+```
 """
 
 

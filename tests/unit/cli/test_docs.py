@@ -1,72 +1,40 @@
-"""The documentation tells the truth: its commands parse, its keys, settings and events exist.
+"""The documentation tells the truth: its keys, settings and events exist.
 
-Run as a program (`PYTHONPATH=.:tests python tests/unit/cli/test_docs.py`) this writes the table of keys into
-docs/configuration.md.
+Run as a program (`PYTHONPATH=.:tests python tests/unit/cli/test_docs.py`) this writes the tables of keys into
+docs/configuration.md and the pages of the automations.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
-from shared.cli.main import app
 from shared.cli.schema import schema
 from shared.record import VERBS
 
 ROOT = Path(__file__).parents[3]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CONFIGURATION = ROOT / "docs/configuration.md"
+SECTIONS = {
+    CONFIGURATION: "",
+    ROOT / "docs/autoscaling.md": "clusters[].autoscaling",
+    ROOT / "docs/disk-release.md": "clusters[].diskRelease",
+    ROOT / "docs/etcd-backup.md": "clusters[].etcdBackup",
+    ROOT / "docs/ingress-sync.md": "clusters[].ingressSync",
+}
+"""Page to the part of the configuration whose keys it explains; the rest is on the first."""
 BEGIN = "<!-- keys: made from the types by tests/unit/cli/test_docs.py -->\n"
 END = "<!-- end of keys -->\n"
 
 
-def commands() -> Iterator[tuple[str, str]]:
-    """(page, command line) of every `keeper ...` in code."""
-    for page in PAGES:
-        text = page.read_text()
-        found = re.findall(r"^ {4,}(keeper .*)$", text, re.MULTILINE) + re.findall(r"`(keeper [^`]+)`", text)
-        for line in found:
-            bare = re.sub(r"[\[\]]", "", line.partition("  #")[0]).strip()
-            yield str(page.relative_to(ROOT)), bare
-
-
-@pytest.mark.parametrize(("page", "line"), sorted(set(commands())))
-def test_a_command_in_the_documentation_exists_with_its_options(page: str, line: str) -> None:
-    command: Any = typer.main.get_command(app)
-    words = iter(shlex.split(line)[1:])
-    options = _options(command)
-    for word in words:
-        if word.startswith("-") and word != "-":
-            assert word in options, f"{page}: {line}: there is no option '{word}'"
-            if options[word]:
-                next(words, None)
-        elif word in getattr(command, "commands", {}):
-            command = command.commands[word]
-            options |= _options(command)
-        elif getattr(command, "commands", None):
-            pytest.fail(f"{page}: {line}: there is no command '{word}'")
-
-
-def _options(command: Any) -> dict[str, bool]:
-    """Each option's names, and whether it takes a value."""
-    named = {
-        name: not parameter.is_flag
-        for parameter in command.params
-        if hasattr(parameter, "is_flag")
-        for name in (*parameter.opts, *parameter.secondary_opts)
-    }
-    return named | {"--help": False}
-
-
-def test_every_key_of_the_configuration_is_documented() -> None:
-    text = CONFIGURATION.read_text()
-    assert text == with_keys(text), "run: PYTHONPATH=.:tests python tests/unit/cli/test_docs.py"
+@pytest.mark.parametrize("page", SECTIONS, ids=lambda page: page.stem)
+def test_every_key_of_the_configuration_is_documented(page: Path) -> None:
+    text = page.read_text()
+    assert text == with_keys(page, text), "run: PYTHONPATH=.:tests python tests/unit/cli/test_docs.py"
 
 
 def test_every_app_setting_is_documented() -> None:
@@ -91,17 +59,18 @@ def test_every_documented_event_can_be_sent() -> None:
     assert unknown == set()
 
 
-def with_keys(text: str) -> str:
-    """The page with the table of keys made anew."""
-    before, _, rest = text.partition(BEGIN)
-    return before + BEGIN + "\n".join(key_tables()) + "\n" + END + rest.partition(END)[2]
+def with_keys(page: Path, text: str) -> str:
+    """The page with its tables of keys made anew."""
+    before, begin, rest = text.partition(BEGIN)
+    assert begin, f"{page.name} has no place for its keys"
+    return before + BEGIN + "\n".join(key_tables(page)) + "\n" + END + rest.partition(END)[2]
 
 
-def key_tables() -> Iterator[str]:
-    """One table for each part of the configuration, in the order of the document."""
+def key_tables(page: Path) -> Iterator[str]:
+    """One table for each part of the configuration that belongs on the page, in the order of the document."""
     document = schema()
     definitions = document["$defs"]
-    todo = [("the document", document["$ref"])]
+    todo = [("", document["$ref"])]
     done: set[str] = set()
     while todo:
         path, reference = todo.pop(0)
@@ -109,17 +78,29 @@ def key_tables() -> Iterator[str]:
         if reference in done:
             continue
         done.add(reference)
-        yield f"## {path}\n"
-        yield f"{definition['description']}\n"
-        yield "| key | default | meaning |"
-        yield "|---|---|---|"
-        for key, value in definition["properties"].items():
-            meaning = _cell(value["description"])
-            yield f"| `{key}` | {_default(definition, key, value)} | {meaning} |"
-        yield ""
-        here = "" if path == "the document" else path.strip("`") + "."
-        todo = [(f"`{here}{key}`", part) for key, part in _parts(definition)] + todo
+        if _page_of(path) == page:
+            yield from _table(path if page == CONFIGURATION else path.removeprefix("clusters[]."), definition)
+        here = f"{path}." if path else ""
+        todo = [(here + key, part) for key, part in _parts(definition)] + todo
     assert len(done) == len(definitions), f"not reached: {sorted(definitions)}"
+
+
+def _page_of(path: str) -> Path:
+    found = [page for page, begin in SECTIONS.items() if begin and f"{path}.".startswith(f"{begin}.")]
+    return found[0] if found else CONFIGURATION
+
+
+def _table(path: str, definition: dict[str, Any]) -> Iterator[str]:
+    yield f"### {f'`{path}`' if path else 'the document'}\n"
+    yield f"{inspect.cleandoc(definition['description'])}\n"
+    yield "| key | default | meaning |"
+    yield "|---|---|---|"
+    for key, value in definition["properties"].items():
+        meaning = _cell(value["description"])
+        if page := next((p for p, begin in SECTIONS.items() if begin == f"{path}.{key}"), None):
+            meaning += f" [Its keys]({page.name}#settings)."
+        yield f"| `{key}` | {_default(definition, key, value)} | {meaning} |"
+    yield ""
 
 
 def _parts(definition: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -131,17 +112,21 @@ def _parts(definition: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    """Without what the page says once for all durations."""
+    return re.sub(r" \(a duration, such as [^)]*\)", "", text).replace("|", "\\|")
 
 
 def _default(definition: dict[str, Any], key: str, value: dict[str, Any]) -> str:
     if key in definition.get("required", []):
         return "required"
     default = value.get("default")
-    if default is None or isinstance(default, dict):
+    if default in (None, "") or isinstance(default, dict):
         return ""
+    if isinstance(default, (list, tuple)):
+        return ", ".join(f"`{one}`" for one in default)
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
 if __name__ == "__main__":
-    CONFIGURATION.write_text(with_keys(CONFIGURATION.read_text()))
+    for path in SECTIONS:
+        path.write_text(with_keys(path, path.read_text()))
