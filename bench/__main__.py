@@ -16,6 +16,7 @@ from bench.figure import Figure
 
 AREAS = (
     "footprint",
+    "latency",
     "autoscaling",
     "disk_release",
     "disk_timeline",
