@@ -11,6 +11,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+VALIDITY = timedelta(days=90)
+"""Long enough that `keeper doctor` has nothing to say about it."""
+
 
 @dataclass(frozen=True)
 class Issued:
@@ -21,14 +24,14 @@ class Issued:
 
 
 class Authority:
-    """Signs certificates that live for a day unless told otherwise."""
+    """Signs certificates that live for VALIDITY unless told otherwise."""
 
     def __init__(self, name: str = "Sandbox CA") -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _name(name)
         now = datetime.now(UTC)
         builder = _builder(
-            self._name, self._name, self._key.public_key(), now - timedelta(days=1), now + timedelta(days=1)
+            self._name, self._name, self._key.public_key(), now - timedelta(days=1), now + VALIDITY
         )
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         usage = x509.KeyUsage(
@@ -69,7 +72,7 @@ class Authority:
             self._name,
             key.public_key(),
             not_before or now - timedelta(days=1),
-            not_after or now + timedelta(days=1),
+            not_after or now + VALIDITY,
         )
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)

@@ -398,7 +398,8 @@ class Core:
             return self._poll(operation, parts, base_url, query)
         if parts[-1].lower() == "resources" and len(parts) in (3, 5):
             return self._resources(method, parts, query, base_url, path)
-        if len(parts) <= 4 and len(parts) > 2 and parts[2].lower() == "resourcegroups":
+        is_of_group = len(parts) in (3, 4) or parts[5:] == ["Microsoft.Authorization", "permissions"]
+        if is_of_group and parts[2].lower() == "resourcegroups":
             return self._group(method, parts, body)
         target, action, scope = self._route(parts, method)
         resource_type = self._type(target.type, api_version)
@@ -599,6 +600,12 @@ class Core:
         self.state.groups[group_key(subscription, group)] = document
         return group_id
 
+    def _permissions(self) -> Answer:
+        """What the caller may do, as one role that gives all but what is denied."""
+        denied = [f"{prefix}*" for prefix in self.denied]
+        role = {"actions": ["*"], "notActions": denied, "dataActions": [], "notDataActions": []}
+        return Answer(200, {"value": [role]})
+
     def _group(self, method: str, parts: list[str], body: bytes) -> Answer:
         self._check_subscription(parts[1])
         if len(parts) == 3:
@@ -612,7 +619,7 @@ class Core:
         group = self.state.groups.get(group_key(parts[1], parts[3]))
         if group is None:
             raise ArmError(404, "ResourceGroupNotFound", f"Resource group '{parts[3]}' could not be found.")
-        return Answer(200, group)
+        return Answer(200, group) if len(parts) == 4 else self._permissions()
 
     # --- long-running operations ---
 

@@ -51,6 +51,19 @@ def print_line(line: str = "") -> None:
     sys.stdout.write(line + "\n")
 
 
+def wrapped(text: str, indent: str = "", *, first: str | None = None) -> list[str]:
+    """Text in lines that fit the terminal (80 columns elsewhere), each indented; a long word is broken."""
+    import textwrap
+
+    return textwrap.wrap(
+        text,
+        width=console_width(),
+        initial_indent=indent if first is None else first,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+    )
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write a file whole; the OSError names it also when it is the writing that fails."""
     try:
@@ -105,10 +118,9 @@ def console() -> Console:
     from rich.console import Console
 
     is_terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size((PLAIN_COLUMNS, 24)).columns if is_terminal else PLAIN_COLUMNS
     return Console(
         file=sys.stdout,
-        width=width,
+        width=console_width(),
         force_terminal=is_terminal,
         no_color=not is_terminal or bool(os.environ.get("NO_COLOR")),
         highlight=False,
@@ -116,6 +128,13 @@ def console() -> Console:
         emoji=False,
         soft_wrap=False,
     )
+
+
+def console_width() -> int:
+    """Columns of the terminal; PLAIN_COLUMNS where there is none."""
+    if not sys.stdout.isatty():
+        return PLAIN_COLUMNS
+    return shutil.get_terminal_size((PLAIN_COLUMNS, 24)).columns
 
 
 def size(value: float) -> str:

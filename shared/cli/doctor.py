@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shared.cli.console import print_json, print_line, styled
+from shared.cli import rights
+from shared.cli.console import print_json, print_line, styled, wrapped
 from shared.cli.findings import Finding, clock_finding, guarded, ok, problem, sign_in_hint, warning
 from shared.cli.session import Session, complete_cluster, session
 from shared.errors import AutomationError, SettingsError
+from shared.status.attention import LATE_TICK
 
 if TYPE_CHECKING:
     from shared.etcd_backup.observation import EndpointReading, Observation
     from shared.settings import Cluster, Settings
 
 EXPIRY_WARNING = timedelta(days=30)
-LATE_TICK = timedelta(minutes=30)
-"""Timers of this app fire every few minutes; half an hour of silence is a dead timer, not jitter."""
+LEVEL_WIDTH = 8
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +48,7 @@ def doctor(
     for finding in examine(here, cluster):
         findings.append(finding)
         if not as_json:
-            print_line(f"{styled(f'{finding.level:<8}', finding.level)} {finding.subject}: {finding.message}")
+            _print(finding)
     problems = sum(finding.level == "problem" for finding in findings)
     if as_json:
         print_json({"findings": findings})
@@ -55,6 +56,15 @@ def doctor(
         warnings = sum(finding.level == "warning" for finding in findings)
         print_line(f"{len(findings)} findings: {problems} problems, {warnings} warnings")
     return 1 if problems else 0
+
+
+def _print(finding: Finding) -> None:
+    """The level, and all that is said beside it."""
+    indent = " " * len(f"{'problem':<{LEVEL_WIDTH}} ")
+    first, *rest = wrapped(f"{finding.subject}: {finding.message}", indent)
+    print_line(f"{styled(f'{finding.level:<{LEVEL_WIDTH}}', finding.level)} {first.lstrip()}")
+    for line in rest:
+        print_line(line)
 
 
 def examine(here: Session, cluster: str | None) -> Iterator[Finding]:
@@ -76,7 +86,9 @@ def examine(here: Session, cluster: str | None) -> Iterator[Finding]:
             ("encryption", _encryption),
             ("backups", _backups),
             ("kubernetes", _kubernetes),
+            ("rights in kubernetes", _kubernetes_rights),
             ("azure", _azure),
+            ("rights in azure", _azure_rights),
         ):
             yield from guarded(f"{one.name} {part}", partial(check, here, one))
 
@@ -362,6 +374,15 @@ def _azure(here: Session, cluster: Cluster) -> Iterator[Finding]:
                 f"it is in {place} and 'azure.location' is {scope.location}; "
                 "machines may well be elsewhere than their group, but check it",
             )
+
+
+def _kubernetes_rights(here: Session, cluster: Cluster) -> Iterator[Finding]:
+    if cluster.kubernetes is not None:
+        yield from rights.in_kubernetes(cluster, here.clients.kube(cluster))
+
+
+def _azure_rights(here: Session, cluster: Cluster) -> Iterator[Finding]:
+    yield from rights.in_azure(cluster, here.clients.arm)
 
 
 def longest_gap(schedule: str, now: datetime) -> timedelta:

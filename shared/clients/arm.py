@@ -40,6 +40,7 @@ ENDPOINTS = frozenset(
 )
 
 API_VERSIONS = {
+    "microsoft.authorization": "2022-04-01",
     "microsoft.compute": "2025-04-01",
     "microsoft.compute/disks": "2025-01-02",
     "microsoft.compute/snapshots": "2025-01-02",

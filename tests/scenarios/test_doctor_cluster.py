@@ -22,6 +22,9 @@ clusters:
       subscription: {subscription}
       resourceGroups: [{group}]
       location: {location}
+    diskRelease: {{}}
+    ingressSync:
+      gateway: {gateway}
 """
 
 
@@ -42,6 +45,7 @@ def findings(
 ) -> dict[str, Finding]:
     path = tmp_path / "kubekeeper.yaml"
     values = {"kubeconfig": kubeconfig, "subscription": azure.subscription, "group": azure.group}
+    values["gateway"] = azure.id_of("Microsoft.Network/applicationGateways", "gw")
     path.write_text(CONFIGURATION.format(**values, location=location))
     here = Session(
         {"AzureWebJobsStorage": storage, "KUBEKEEPER_CONFIG": str(path), "KUBEKEEPER_ARM_ENDPOINT": azure.url}
@@ -69,6 +73,29 @@ def test_an_identity_without_roles_is_told_so_on_both_sides(
     assert "Forbidden (403)" in found["prod kubernetes"].message
     assert "bind the role" in found["prod kubernetes"].message
     assert "AuthorizationFailed (403)" in found[f"prod azure {azure.group}"].message
+
+
+def test_rights_that_an_automation_lacks_are_named_with_the_command_that_gives_them(
+    azure: LocalArm, kubernetes: LocalKubernetes, storage: str, tmp_path: Path
+) -> None:
+    azure.core.denied = ["Microsoft.Compute/virtualMachines/powerOff"]
+    found = findings(azure, kubernetes.kubeconfig("nobody", ()), storage, tmp_path)
+    lacks = found["prod disk-release in azure"]
+    assert lacks.level == "problem"
+    assert "may not Microsoft.Compute/virtualMachines/powerOff/action in" in lacks.message
+    assert "az role assignment create" in lacks.message
+    assert found["prod ingress-sync in azure"].level == "ok"
+    inside = found["prod disk-release in kubernetes"]
+    assert inside.level == "problem"
+    assert "kubectl apply -f infra/kubernetes/roles/disk-release.yaml" in inside.message
+
+
+def test_an_administrator_may_do_all_that_the_automations_need(
+    azure: LocalArm, kubernetes: LocalKubernetes, storage: str, tmp_path: Path
+) -> None:
+    found = findings(azure, kubernetes.kubeconfig(), storage, tmp_path)
+    rights = [one for subject, one in found.items() if subject.endswith((" in azure", " in kubernetes"))]
+    assert [one.level for one in rights] == ["ok"] * 4
 
 
 def test_another_region_is_a_warning(
