@@ -29,16 +29,24 @@ def reconcile(req: func.HttpRequest) -> func.HttpResponse:
 
 @blueprint.route(route="status", methods=["GET"], auth_level=func.AuthLevel.FUNCTION)
 def status(req: func.HttpRequest) -> func.HttpResponse:
-    """The state of the fleet: a page for people, JSON for `?format=json` or clients that accept only that."""
+    """The state of the fleet: a page for people, JSON for `?format=json` or clients that accept only that.
+
+    With `&refresh=10` the browser asks again every ten seconds; by itself it never does.
+    """
     from shared.bootstrap import clients
     from shared.status.answer import answer
 
-    code, kind, body = answer(clients(), req.params.get("format", ""), req.headers.get("accept", ""))
+    params = req.params
+    code, kind, body, reload = answer(
+        clients(), params.get("format", ""), req.headers.get("accept", ""), params.get("refresh", "")
+    )
     # Nothing is loaded from anywhere and no script runs, whatever an object in the cluster is called.
     safe = {
         "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
         "Cache-Control": "no-store",
     }
+    if reload:
+        safe["Refresh"] = str(reload)
     return func.HttpResponse(body, status_code=code, mimetype=kind, charset="utf-8", headers=safe)
 
 

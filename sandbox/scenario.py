@@ -408,6 +408,7 @@ class World:
         *,
         size_gb: int = 10,
         zone: str = "",
+        sku: str = "Premium_LRS",
         storage_class: str = "",
         **pod: Any,
     ) -> list[str]:
@@ -417,7 +418,7 @@ class World:
         found = []
         for number in range(replicas if not storage_class else 0):
             tags = disk_tags(f"pv-{name}-{number}", f"data-{name}-{number}", "default")
-            disk = self.arm.add_disk(f"{name}-{number}", size_gb=size_gb, zone=zone, tagged=tags)
+            disk = self.arm.add_disk(f"{name}-{number}", size_gb=size_gb, zone=zone, sku=sku, tagged=tags)
             self.add_volume(f"pv-{name}-{number}", disk, claim=f"data-{name}-{number}")
             found.append(disk)
         template = {"metadata": {"name": "data"}, "spec": _claim_spec(size_gb, storage_class)}

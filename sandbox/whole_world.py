@@ -37,6 +37,7 @@ QUICK_OPERATION_SECONDS = 3.0
 QUICK_BOOT = timedelta(seconds=5)
 BREATH_SECONDS = 0.02
 GATEWAY = "ingress"
+SPARE_NODES = 3
 
 
 class Cluster(Protocol):
@@ -141,6 +142,7 @@ class WholeWorld:
         self.directory = directory
         self.environ: dict[str, str] = {}
         self.cluster: Cluster
+        self.gateway = ""
         self._options = options
         self._cleanup = contextlib.ExitStack()
         self._azurite = Azurite()
@@ -161,6 +163,12 @@ class WholeWorld:
         yield self._configure
         if self._options.host:
             yield self._start_host
+
+    @property
+    def host(self) -> HostProcess:
+        """The app's own; only with `host` among the options."""
+        assert self._host is not None
+        return self._host
 
     def processes(self) -> list[int]:
         """Leaders of process groups that would go on if this process were killed."""
@@ -201,7 +209,7 @@ class WholeWorld:
             cluster = stand_in
         self.cluster = cluster
         cluster.enrol(cluster.arm.add_cluster("local", system=1, agents=self._options.nodes))
-        cluster.arm.add_gateway(GATEWAY)
+        self.gateway = cluster.arm.add_gateway(GATEWAY)
         cluster.arm.core.operation_seconds = QUICK_OPERATION_SECONDS
         cluster.arm.core.latencies = QUOTED if self._options.quoted else None
         identity = self._cleanup.enter_context(ManagedIdentity(cluster.arm.directory))
@@ -228,6 +236,13 @@ class WholeWorld:
             tls = {name: f"file:{self._etcd.root / file}" for name, file in CERTIFICATES.items()}
             cluster["etcd"] = {"endpoints": list(self._etcd.endpoints), "tls": tls}
             cluster["etcdBackup"] = {}
+        # Never fewer nodes than were asked for, or they would go while somebody looks at them.
+        pools = [{"name": "agents", "min": self._options.nodes, "max": self._options.nodes + SPARE_NODES}]
+        cluster |= {
+            "autoscaling": {"pools": pools},
+            "diskRelease": {},
+            "ingressSync": {"gateway": self.gateway, "quiet": "1s"},
+        }
         path = self.directory / "kubekeeper.yaml"
         path.write_bytes(msgspec.json.encode({"clusters": [cluster]}))  # which is YAML too
         self.environ["AzureWebJobsStorage"] = self._azurite.connection_string

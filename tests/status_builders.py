@@ -7,10 +7,11 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from shared.model.backup import BackupRecord, Kind, VerdictState
-from shared.runtime.journal import Entry, Summary
+from shared.runtime.journal import Entry, PoolSize, Sizes, Summary
 from shared.runtime.operation import OperationRecord, OperationState
 from shared.runtime.poison import PoisonMessage
-from shared.status.collect import ClusterStatus, PageDocument, Row
+from shared.status.attention import attention
+from shared.status.collect import ClusterStatus, Gateway, GatewayRoute, HeldDisk, PageDocument, Row
 
 NOW = datetime(2026, 11, 25, 10, tzinfo=UTC)
 NASTY = "</td><script>alert('x')</script>&\"'"
@@ -34,24 +35,30 @@ def backup(days_ago: int, verdict: VerdictState | None = VerdictState.VERIFIED) 
     )
 
 
-def scaled(hours_ago: int, pool: str, size: int) -> Entry:
-    return Entry(
+def sizes(hours_ago: float, waiting: int = 0, **pools: tuple[int, int]) -> Sizes:
+    """Each pool as (nodes, ready)."""
+    return Sizes(
         at=NOW - timedelta(hours=hours_ago),
-        cluster="prod",
-        automation="autoscaling",
-        kind="Outcome",
-        message=f"pool {pool} has {size} nodes now",
-        status="Succeeded",
-        action="ScaleUp",
-        target=pool,
-        reason="PodsPending",
-        data={"pool": f"/subscriptions/s/{pool}", "to": size, "event": "ScaledUp"},
+        pools=tuple(
+            PoolSize(pool=name, nodes=nodes, ready=ready, min=0, max=10)
+            for name, (nodes, ready) in pools.items()
+        ),
+        waiting_pods=waiting,
     )
 
 
-def removed(hours_ago: int, pool: str) -> Entry:
-    return msgspec.structs.replace(
-        scaled(hours_ago, pool, 0), action="ScaleDown", data={"pool": f"/subscriptions/s/{pool}"}
+def outcome(hours_ago: float, automation: str, action: str, **data: object) -> Entry:
+    return Entry(
+        at=NOW - timedelta(hours=hours_ago),
+        cluster="prod",
+        automation=automation,
+        kind="Outcome",
+        message=f"{action} is done",
+        status="Succeeded",
+        action=action,
+        target="/subscriptions/s/resourceGroups/g/providers/p/t/db-0",
+        reason="PodsPending",
+        data=dict(data),
     )
 
 
@@ -85,17 +92,46 @@ def row(automation: str, state: str = "idle", *left: str) -> Row:
 
 
 def fleet() -> PageDocument:
-    journal = [scaled(30, "agents", 3), scaled(20, "agents", 7), scaled(8, "gpu", 1), removed(2, "agents")]
+    journal = (
+        outcome(1, "disk-release", "DetachDisk", event="Released", vm="/subscriptions/s/vm-3", seconds=131),
+        outcome(8, "autoscaling", "ScaleUp", event="ScaledUp", pool="agents", to=7),
+    )
     prod = ClusterStatus(
         name="prod",
         automations=(
             row("autoscaling", "idle", "default/web-1"),
             row("disk-release", "paused", NASTY),
             row("etcd-backup"),
-            row("ingress-sync", "dirty", "shop/broken"),
+            row("ingress-sync", "dirty", "shop/broken", "shop/web"),
         ),
         backups=(backup(20), backup(9), backup(3, VerdictState.BAD), backup(2, None), backup(1), backup(0)),
-        journal=tuple(sorted(journal, key=lambda entry: entry.at, reverse=True)),
+        sizes=(
+            sizes(70, agents=(3, 3), gpu=(0, 0)),
+            sizes(40, waiting=12, agents=(7, 3), gpu=(0, 0)),
+            sizes(39.9, agents=(7, 7), gpu=(1, 0)),
+            sizes(8, agents=(4, 4), gpu=(1, 1)),
+        ),
+        held=(
+            HeldDisk(
+                disk="pvc-1",
+                vm="vm-7",
+                node="node-7",
+                since=NOW - timedelta(minutes=2),
+                reason=NASTY,
+                step="PowerOffVM Running",
+            ),
+        ),
+        gateway=Gateway(
+            routes=(
+                GatewayRoute(
+                    owner="shop/web", host="shop.example", path="/", service="shop/web:80", has_tls=True
+                ),
+            ),
+            written_at=NOW - timedelta(hours=5),
+            writing_since=NOW,
+        ),
+        quarantined=({"subject": "shop/broken", "reason": "NoSuchService", "message": NASTY},),
+        journal=journal,
     )
     fresh = Row(cluster="new", automation="etcd-backup", state="never ran")
     operation = OperationRecord(
@@ -117,10 +153,11 @@ def fleet() -> PageDocument:
         reason="the message is not valid JSON",
         attempts=5,
     )
-    return PageDocument(
+    document = PageDocument(
         now=NOW,
         version="0.1.0",
         clusters=(prod, ClusterStatus(name="new", automations=(fresh,))),
         operations=(operation,),
         poison=(failed,),
     )
+    return msgspec.structs.replace(document, attention=attention(document))

@@ -126,13 +126,14 @@ class LocalArm:
         size_gb: int = 10,
         zone: str = "",
         shares: int = 1,
+        sku: str = "Premium_LRS",
         tagged: Mapping[str, str] | None = None,
         **tags: str,
     ) -> str:
         """An empty Premium SSD, unattached; `tagged` are tags whose names are no names in Python."""
         properties: dict[str, Any] = {"creationData": {"createOption": "Empty"}, "diskSizeGB": size_gb}
         properties |= {"maxShares": shares} if shares > 1 else {}
-        body: dict[str, Any] = {"location": LOCATION, "sku": {"name": "Premium_LRS"}}
+        body: dict[str, Any] = {"location": LOCATION, "sku": {"name": sku}}
         body["tags"] = {**tags, **(tagged or {})}
         body |= {"zones": [zone]} if zone else {}
         return self.put(self.id_of("Microsoft.Compute/disks", name), {**body, "properties": properties})

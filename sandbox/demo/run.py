@@ -7,9 +7,10 @@ import functools
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
-from sandbox.demo import autoscaling, disk_release, etcd_backup, ingress_sync
+from sandbox.demo import autoscaling, disk_release, etcd_backup, ingress_sync, operator
 from sandbox.demo.screen import Screen
 from sandbox.demo.world import NotInTimeError
 
@@ -18,8 +19,9 @@ CHAPTERS: dict[str, ModuleType] = {
     "disk-release": disk_release,
     "ingress-sync": ingress_sync,
     "etcd-backup": etcd_backup,
+    "operator": operator,
 }
-"""By automation, in the order they are shown. A chapter has TITLE, STEPS and `show(screen)`."""
+"""By name, in the order they are shown. A chapter has TITLE, STEPS and `show(screen)`."""
 
 
 def main(arguments: list[str]) -> int:
@@ -36,7 +38,7 @@ def main(arguments: list[str]) -> int:
     try:
         for name in names:
             screen.chapter(CHAPTERS[name].TITLE)
-            _show(screen, name, _shower(name, options.megabytes))
+            _show(screen, name, _shower(name, options))
     except KeyboardInterrupt:
         print("interrupted; everything that was started has been ended", file=sys.stderr)
         return 130
@@ -51,12 +53,14 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "chapter", nargs="*", choices=[*CHAPTERS, []], help=f"only these: {', '.join(CHAPTERS)}"
     )
     parser.add_argument("--megabytes", type=int, default=200, help="of objects in etcd (default: 200)")
+    parser.add_argument("--pictures", type=Path, help="write screenshots of the status page there")
     return parser.parse_args(arguments)
 
 
-def _shower(name: str, megabytes: int) -> Callable[[Screen], None]:
+def _shower(name: str, options: argparse.Namespace) -> Callable[[Screen], None]:
     show: Callable[..., None] = CHAPTERS[name].show
-    return functools.partial(show, megabytes=megabytes) if name == "etcd-backup" else show
+    own = {"etcd-backup": {"megabytes": options.megabytes}, "operator": {"pictures": options.pictures}}
+    return functools.partial(show, **own.get(name, {}))
 
 
 def _show(screen: Screen, name: str, show: Callable[[Screen], None]) -> None:

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,32 @@ class Ran:
 
     code: int
     output: str
+
+
+def run_keeper(screen: Screen, environ: Mapping[str, str], *arguments: str, show: bool = True) -> Ran:
+    """Run a `keeper` command as a user would, and show it."""
+    if show:
+        screen.command(shlex.join(["keeper", *arguments]))
+    done = _run(environ, arguments, stderr=subprocess.STDOUT if show else subprocess.DEVNULL)
+    output = done.stdout.decode(errors="replace")
+    if show:
+        screen.output(output)
+    return Ran(done.returncode, output)
+
+
+def _run(
+    environ: Mapping[str, str], arguments: tuple[str, ...], stderr: int
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("keeper")), *arguments],
+        cwd=tools.CHECKOUT,
+        env={**os.environ, **environ, "NO_COLOR": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        timeout=300,
+        check=False,
+    )
 
 
 class World:
@@ -136,29 +162,11 @@ class World:
 
     def keeper(self, *arguments: str, show: bool = True) -> Ran:
         """Run a `keeper` command as a user would, and show it."""
-        if show:
-            self.screen.command(shlex.join(["keeper", *arguments]))
-        done = self._run(arguments, stderr=subprocess.STDOUT if show else subprocess.DEVNULL)
-        output = done.stdout.decode(errors="replace")
-        if show:
-            self.screen.output(output)
-        return Ran(done.returncode, output)
+        return run_keeper(self.screen, self.environ, *arguments, show=show)
 
     def keeper_bytes(self, *arguments: str) -> bytes:
         """What a `keeper` command writes to standard output, to the byte; shows nothing."""
-        return self._run(arguments, stderr=subprocess.DEVNULL).stdout
-
-    def _run(self, arguments: tuple[str, ...], stderr: int) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [str(Path(sys.executable).with_name("keeper")), *arguments],
-            cwd=tools.CHECKOUT,
-            env={**os.environ, **self.environ, "NO_COLOR": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            timeout=300,
-            check=False,
-        )
+        return _run(self.environ, arguments, stderr=subprocess.DEVNULL).stdout
 
     def wait(self, what: str, look: Callable[[], T | None], seconds: float = 90) -> T:
         """What `look` gives as soon as it gives something; NotInTimeError names `what` otherwise."""

@@ -8,6 +8,7 @@ a node and nothing is in flight asks Kubernetes one question and Azure none.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from shared.autoscaling.decide import consider
 from shared.autoscaling.facts import Pool, read_facts
 from shared.autoscaling.growth import follow_growths
 from shared.autoscaling.observation import AUTOMATION, Observation
-from shared.autoscaling.observe import Place, glance, observe, place_of
+from shared.autoscaling.observe import Place, counting, glance, observe, place_of
 from shared.autoscaling.policy import AutoscalingPolicy
 from shared.autoscaling.removal import follow_removals
 from shared.autoscaling.tell import tell_cluster
@@ -28,6 +29,7 @@ from shared.errors import ApiError
 from shared.model.duration import parse_duration
 from shared.model.plan import LeftAlone, Outcome, Plan
 from shared.record import record
+from shared.runtime.journal import PoolSize, Sizes
 from shared.runtime.message import Nudge
 from shared.runtime.nudge import send_nudge
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from shared.runtime.claim import Claim
     from shared.settings import Cluster
 
+ANSWERS = (200, 404)
 LOOKED_FOR = "lookedFor"
 """In the state: for which waiting pods everything was last read."""
 
@@ -83,6 +86,7 @@ def look_and_act(work: Work, waiting: frozenset[str]) -> tuple[Plan, list[Outcom
     work.state |= decision.memory
     pools = pools_of(observation, place.policy)
     work.learn_models(pools.values())
+    _note_sizes(place, observation, pools.values())
     _note_look(work, waiting)
     work.save()
     nodes = {node.name: node for node in observation.kubernetes.nodes}
@@ -90,6 +94,21 @@ def look_and_act(work: Work, waiting: frozenset[str]) -> tuple[Plan, list[Outcom
     tell_cluster(work, observation, plan, outcomes)
     work.save()
     return plan, outcomes
+
+
+def _note_sizes(place: Place, observation: Observation, pools: Iterable[Pool]) -> None:
+    """For the charts of the status page; not when Azure left a question open, as no pool is then no zero."""
+    if any(reading.status not in ANSWERS for reading in observation.azure):
+        return
+    ready = counting([node for node in observation.kubernetes.nodes if node.is_ready])
+    seen = [
+        PoolSize(pool=one.name, nodes=one.capacity, ready=ready(one), min=one.min, max=one.max)
+        for one in pools
+    ]
+    waiting = len(observation.kubernetes.pending)
+    place.clients.journal.note_sizes(
+        place.cluster.name, Sizes(at=place.now, pools=tuple(seen), waiting_pods=waiting)
+    )
 
 
 def pools_of(observation: Observation, policy: AutoscalingPolicy) -> dict[str, Pool]:

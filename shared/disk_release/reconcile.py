@@ -183,7 +183,7 @@ def freed_disks(before: ReleaseState, after: ReleaseState) -> list[Outcome]:
 
 def _of_disk(done: Done, before: ReleaseState) -> Outcome:
     release = before.releases[done.vm]
-    disk, vm = done.disk.rpartition("/")[2], release.vm.rpartition("/")[2]
+    disk, vm = done.disk.rpartition("/")[2], machine_name(release.vm)
     seconds = round((done.at - release.begun_at).total_seconds())
     message = f"disk {disk} is free of VM {vm}, {seconds} s after its release began ({release.reason})"
     return Outcome(

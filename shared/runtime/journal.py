@@ -1,8 +1,9 @@
 """The journal: what was done, refused, settled or failed, newest first, in one table.
 
 One row per entry, partition `<cluster>|<automation>`, row key an inverted time, so that the newest comes
-first without sorting. Besides: the summary of each automation's last pass, the last tick of each timer, and
-why a message failed (found again by the message's own text, because a poison queue gives it a new id).
+first without sorting. Besides: the summary of each automation's last pass, the last tick of each timer, the
+sizes of node pools over time, and why a message failed (found again by the message's own text, because a
+poison queue gives it a new id).
 Called by `shared.record`, the runtime, the health page and the CLI; decides nothing.
 """
 
@@ -59,6 +60,28 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     alarms: dict[str, datetime] = {}
 
 
+class PoolSize(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One node pool at one time. `nodes`: what Azure has or makes; `ready`: Ready nodes in the cluster."""
+
+    pool: str
+    nodes: int
+    ready: int
+    min: int
+    max: int
+
+
+class Sizes(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The node pools of a cluster from `at` on, and how many pods waited for a node then."""
+
+    at: datetime
+    pools: tuple[PoolSize, ...]
+    waiting_pods: int = 0
+
+    def is_same(self, other: Sizes) -> bool:
+        """Whether nothing but the time differs."""
+        return (self.pools, self.waiting_pods) == (other.pools, other.waiting_pods)
+
+
 class Failure(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Why a message could not be processed, and how often it was tried."""
 
@@ -77,8 +100,7 @@ class Journal:
 
     def add(self, entry: Entry) -> None:
         """Append an entry."""
-        micros = round(entry.at.timestamp() * 1_000_000)
-        row = f"{_END_OF_TIME - micros:017d}-{uuid.uuid4().hex[:8]}"
+        row = f"{_newest_first(entry.at)}-{uuid.uuid4().hex[:8]}"
         self._table.insert(
             {"PartitionKey": f"{entry.cluster}|{entry.automation}", "RowKey": row, "entry": _packed(entry)}
             | ({"operationId": entry.operation_id} if entry.operation_id else {})
@@ -119,6 +141,22 @@ class Journal:
             summary = msgspec.structs.replace(summary, left_alone=(*kept, more), actions=actions)
             text = msgspec.json.encode(summary).decode()
         self._table.put({"PartitionKey": "summary", "RowKey": key, "summary": text})
+
+    def note_sizes(self, cluster: str, sizes: Sizes) -> None:
+        """Note the sizes of a cluster's node pools, unless they are what was noted last."""
+        partition = f"sizes|{cluster}"
+        last = next(self._table.query("PartitionKey eq @partition", {"partition": partition}, 1), None)
+        if last is not None and _sizes(last).is_same(sizes):
+            return
+        text = msgspec.json.encode(sizes).decode()
+        self._table.put({"PartitionKey": partition, "RowKey": _newest_first(sizes.at), "sizes": text})
+
+    def sizes(self, cluster: str, since: datetime) -> list[Sizes]:
+        """How a cluster's node pools changed, oldest first, beginning with how they were at `since`."""
+        keys = {"partition": f"sizes|{cluster}", "since": _newest_first(since)}
+        later = self._table.query("PartitionKey eq @partition and RowKey lt @since", keys)
+        before = self._table.query("PartitionKey eq @partition and RowKey ge @since", keys, 1)
+        return [_sizes(row) for row in (*later, *before)][::-1]
 
     def tick(self, automation: str, at: datetime, clusters: int) -> None:
         """Note that a timer has fired and for how many clusters."""
@@ -187,6 +225,11 @@ class Journal:
         return (_entry(row) for row in rows)
 
 
+def _newest_first(at: datetime) -> str:
+    """A row key that sorts before those of earlier times."""
+    return f"{_END_OF_TIME - round(at.timestamp() * 1_000_000):017d}"
+
+
 def text_digest(text: bytes) -> str:
     """Names a message by what it says."""
     return hashlib.sha256(text).hexdigest()[:32]
@@ -207,6 +250,10 @@ def _packed(entry: Entry) -> str:
 
 def _entry(row: Entity) -> Entry:
     return msgspec.json.decode(row["entry"], type=Entry)
+
+
+def _sizes(row: Entity) -> Sizes:
+    return msgspec.json.decode(row["sizes"], type=Sizes)
 
 
 def _utc(value: datetime) -> datetime:

@@ -19,15 +19,26 @@ if TYPE_CHECKING:
 HTML, JSON = "text/html", "application/json"
 
 
-def answer(clients: Clients, wanted: str, accepts: str) -> tuple[int, str, bytes]:
-    """(HTTP status, media type, body): 503 with the reason when configuration or storage cannot be read."""
+QUICKEST_RELOAD = 5
+"""Seconds: each reload reads the whole state of the fleet."""
+
+
+def answer(
+    clients: Clients, wanted: str, accepts: str, refresh: str = ""
+) -> tuple[int, str, bytes, int | None]:
+    """(HTTP status, media type, body, seconds after which the browser is to ask again).
+
+    503 with the reason when configuration or storage cannot be read.
+    """
     kind = JSON if wanted == "json" or (not wanted and JSON in accepts and HTML not in accepts) else HTML
+    reload = max(QUICKEST_RELOAD, int(refresh)) if refresh.isdecimal() and kind == HTML else None
     try:
         document = collect_page(clients)
     except AutomationError as error:
         line = redact(str(error))
-        return 503, kind, msgspec.json.encode({"error": line}) if kind == JSON else _sorry(line)
-    return 200, kind, msgspec.json.encode(document) if kind == JSON else render(document).encode()
+        return 503, kind, msgspec.json.encode({"error": line}) if kind == JSON else _sorry(line), reload
+    body = msgspec.json.encode(document) if kind == JSON else render(document, reload).encode()
+    return 200, kind, body, reload
 
 
 def exposition(clients: Clients) -> tuple[int, str, bytes]:

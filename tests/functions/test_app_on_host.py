@@ -128,6 +128,15 @@ def test_the_status_page_needs_the_key_and_shows_what_was_asked_for(running: Run
     assert "pause" in [operation["operation"] for operation in document["operations"]]
 
 
+def test_the_page_asks_again_only_where_its_address_says_so(running: Running) -> None:
+    key = running.host.keys.function
+    headers = [
+        running.host.get(f"/api/status{ask}", key=key).headers for ask in ("", "?refresh=10", "?refresh=1")
+    ]
+    assert [one.get("refresh") for one in headers] == [None, "10", "5"]
+    assert "refresh" not in running.host.get("/api/status?refresh=x", key=key).headers
+
+
 def test_metrics_need_the_key_and_are_prometheus_text(running: Running) -> None:
     assert running.host.get("/api/metrics").status == 401
     answer = running.host.get("/api/metrics", key=running.host.keys.function)

@@ -94,6 +94,9 @@ class MemoryJournal:
     def summary(self, *_: str) -> Any:
         return self.last
 
+    def note_sizes(self, *_: Any) -> None:
+        """Charts are no matter of these tests."""
+
 
 class HeapQueue:
     def __init__(self, app: App) -> None:

@@ -16,7 +16,7 @@ from shared.bootstrap import Clients
 from shared.errors import RunFailedError
 from shared.model.plan import Action, ActionKind, LeftAlone, Outcome, Plan, Status
 from shared.record import VERBS, record, record_outcomes
-from shared.runtime.journal import Entry, Summary
+from shared.runtime.journal import Entry, PoolSize, Sizes, Summary
 
 pytestmark = pytest.mark.azurite
 
@@ -221,3 +221,18 @@ def test_the_reason_of_a_failing_message_is_kept_once_with_its_attempts(clients:
     assert (failure.reason, failure.attempts, failure.first_at) == ("second", 2, NOW)
     clients.journal.forget_failure(queue, text)
     assert clients.journal.failures(queue) == {}
+
+
+def test_sizes_of_pools_are_noted_when_they_change_and_read_from_a_time_on(storage: str) -> None:
+    journal, cluster = Clients({"AzureWebJobsStorage": storage}).journal, f"c-{uuid.uuid4().hex[:8]}"
+
+    def sizes(minute: int, nodes: int, waiting: int = 0) -> Sizes:
+        pools = (PoolSize(pool="agents", nodes=nodes, ready=nodes, min=0, max=9),)
+        return Sizes(at=NOW + timedelta(minutes=minute), pools=pools, waiting_pods=waiting)
+
+    for one in (sizes(0, 2), sizes(1, 2), sizes(2, 2, waiting=4), sizes(3, 3), sizes(4, 3), sizes(5, 2)):
+        journal.note_sizes(cluster, one)
+    changes = [sizes(0, 2), sizes(2, 2, waiting=4), sizes(3, 3), sizes(5, 2)]
+    assert journal.sizes(cluster, NOW - timedelta(days=1)) == changes
+    assert journal.sizes(cluster, NOW + timedelta(minutes=4)) == changes[2:], "as it was then, and since"
+    assert journal.sizes("another", NOW) == []

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 
-from status_builders import NASTY, NOW, backup, fleet, removed, scaled
+from status_builders import NASTY, NOW, backup, fleet, sizes
 
 from shared.model.backup import VerdictState
+from shared.status.charts import calendar, pool_charts
 from shared.status.collect import PageDocument
-from shared.status.page import ago, calendar, pool_lines, render
+from shared.status.page import ago, render, size
 
 
 def test_the_same_state_gives_the_same_page() -> None:
@@ -26,6 +27,13 @@ def test_every_cluster_automation_operation_and_failed_message_is_there() -> Non
         "6f1c",
         "not valid JSON",
         "3 nodes for 12 pods",
+        "Pool agents: 4 nodes now, 4 ready; between 3 and 7 since Sun 12:00",
+        "pvc-1",
+        "PowerOffVM Running",
+        "131 s",
+        "https://shop.example",
+        "shop/broken",
+        "A write is under way",
     ):
         assert text in page
 
@@ -63,15 +71,42 @@ def test_the_calendar_shows_the_worst_of_each_day() -> None:
     assert max(days) == NOW.date()
 
 
+WEEK = timedelta(days=7)
+
+
 def test_a_pools_line_is_a_staircase_that_holds_until_the_next_change() -> None:
-    (line,) = pool_lines([scaled(1, "agents", 4), scaled(2, "agents", 2)], NOW)
-    assert (line.pool, [point.size for point in line.points]) == ("agents", [2, 4])
-    assert line.path == "0,65 320,65 320,10 640,10"
+    charts = pool_charts([sizes(2, a=(2, 2)), sizes(1, a=(4, 2))], NOW - WEEK, NOW)
+    assert charts is not None
+    (chart,) = charts.pools
+    assert chart.nodes.line == "M0,53 L500,53 L500,6 L1000,6"
+    assert chart.ready.area == "M0,53 L500,53 L500,53 L1000,53 L1000,100 L0,100 Z"
+    assert (chart.nodes.now, chart.nodes.least, chart.nodes.most, chart.top) == (4, 2, 4, 4)
+    assert charts.times == ("08:00", "09:00", "10:00")
 
 
-def test_each_node_that_went_makes_a_pool_one_smaller_once_its_size_is_known() -> None:
-    (line,) = pool_lines([removed(4, "a"), scaled(3, "a", 2), removed(2, "a"), removed(1, "a")], NOW)
-    assert [point.size for point in line.points] == [2, 1, 0]
+def test_a_chart_begins_at_the_time_asked_for_with_the_size_of_before() -> None:
+    charts = pool_charts([sizes(400, a=(2, 2)), sizes(84, a=(4, 4))], NOW - WEEK, NOW)
+    assert charts is not None
+    assert charts.pools[0].nodes.line == "M0,53 L500,53 L500,6 L1000,6"
+    assert charts.times == ("Wed 10:00", "Sat 22:00", "Wed 10:00")
+
+
+def test_a_pool_that_came_later_was_nothing_before_and_one_that_has_gone_is_not_drawn() -> None:
+    charts = pool_charts([sizes(2, a=(2, 2)), sizes(1, b=(1, 1))], NOW - WEEK, NOW)
+    assert charts is not None
+    (chart,) = charts.pools
+    assert (chart.pool, chart.nodes.line) == ("b", "M0,100 L500,100 L500,6 L1000,6")
+
+
+def test_a_single_look_and_a_pool_at_zero_are_charts_too() -> None:
+    charts = pool_charts([sizes(0, a=(0, 0))], NOW - WEEK, NOW)
+    assert charts is not None
+    assert charts.pools[0].nodes.line == "M0,100 L1000,100"
+    assert pool_charts([], NOW - WEEK, NOW) is None
+
+
+def test_sizes_are_told_in_the_unit_that_fits() -> None:
+    assert [size(n) for n in (20_480, 11_000_000, 2_300_000_000)] == ["20.5 kB", "11.0 MB", "2.3 GB"]
 
 
 def test_ages_are_told_in_their_largest_unit() -> None:
