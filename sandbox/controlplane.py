@@ -93,12 +93,14 @@ class ControlPlane:
         controllers: bool = True,
         apiserver_arguments: Sequence[str] = (),
         controller_arguments: Sequence[str] = (),
+        scheduler_options: Document | None = None,
     ) -> ControlPlane:
         """A control plane that serves, schedules and reconciles.
 
         `assets` is the folder of binaries (default: KUBEBUILDER_ASSETS). `directory` is kept afterwards;
         without it a temporary one is used and removed. `node_grace_period` is how long a node may be silent
-        before it is NotReady. Further arguments go to the commands as they are. AssetsMissingError without
+        before it is NotReady. Further arguments go to the commands as they are, and
+        `scheduler_options` into the scheduler's configuration. AssetsMissingError without
         binaries; RuntimeError with the last words of the process that did not start.
         """
         assets = assets or find_assets()
@@ -110,7 +112,7 @@ class ControlPlane:
             if controllers:
                 plane._start_controllers(node_grace_period, controller_arguments)
             if scheduler:
-                plane._start_scheduler()
+                plane._start_scheduler(scheduler_options or {})
             plane._wait(plane._is_ready, "kube-apiserver")
             if controllers:
                 plane._wait(plane._has_default_account, "kube-controller-manager")
@@ -250,12 +252,13 @@ class ControlPlane:
             *arguments,
         )
 
-    def _start_scheduler(self) -> None:
+    def _start_scheduler(self, options: Document) -> None:
         configuration: Document = {
             "apiVersion": "kubescheduler.config.k8s.io/v1",
             "kind": "KubeSchedulerConfiguration",
             "clientConnection": {"kubeconfig": str(self.kubeconfig()), "qps": 1000, "burst": 2000},
             "leaderElection": {"leaderElect": False},
+            **options,
         }
         path = self._write("scheduler.json", msgspec.json.encode(configuration).decode())
         self._launch("kube-scheduler", "--config", str(path), "--secure-port=0")

@@ -16,10 +16,11 @@ ZONE, HOST = "topology.kubernetes.io/zone", "kubernetes.io/hostname"
 DRIVER = "disk.csi.azure.com"
 FPGA = "example.com/fpga"
 NAMESPACES = {"default": {}, "team-a": {"team": "a", "kind": "prod"}, "team-b": {"team": "b", "kind": "prod"}}
-PRIORITIES = {"high": 1000, "medium": 100}
+PRIORITIES = {"high": 1000, "medium": 100, "low": -5}
 RUNTIME = "heavy"
 OVERHEAD = {"cpu": "50m", "memory": "32Mi"}
 APPS = ("web", "db", "cache", "batch")
+DAEMON = {"cpu": "100m", "memory": "64Mi"}
 Document = dict[str, Any]
 
 
@@ -34,6 +35,8 @@ class _Generator:
         self._claims = 0
         self.made = Case()
         self.made.policy["scaleUp"] = {"strategy": ["least-waste"]}
+        if self.random.random() < 0.25:
+            self.made.policy["scaleUp"]["minPriority"] = 0
 
     def case(self) -> Case:
         """Pools with nodes, pods that run, pods that wait."""
@@ -43,6 +46,7 @@ class _Generator:
             "persistentvolumes": [],
             "persistentvolumeclaims": [],
             "csinodes": [],
+            "daemonsets": self._daemon_sets(),
         }
         for number in range(self.random.randint(2, 4)):
             self._pool(f"p{number}")
@@ -50,6 +54,8 @@ class _Generator:
             self._node("p0", self.made.pools["p0"])
             self.made.sets[0]["sku"]["capacity"] += 1
         names = [node["metadata"]["name"] for node in self.made.nodes]
+        for node in self.made.nodes:
+            self._daemons_of(node)
         for name in names:
             for number in range(self.random.randint(0, 2)):
                 self._running(name, number)
@@ -96,11 +102,45 @@ class _Generator:
             )
         self.made.more["csinodes"].append(csi_node(name, {DRIVER: 2}))
 
+    def _daemon_sets(self) -> list[Document]:
+        """Up to two, on all nodes or on those of one tier, with or without taints."""
+        pick = self.random
+        found = []
+        for number in range(pick.choice((0, 0, 0, 1, 2))):
+            name = f"c{self.seed}-daemon-{number}"
+            pod = self._pod(name, "default")
+            pod["metadata"]["labels"] = {"daemon": name}
+            pod["spec"]["containers"][0]["resources"] = {"requests": DAEMON}
+            pod["spec"]["nodeSelector"] = pick.choice(({}, {}, {"tier": "gold"}))
+            pod["spec"]["tolerations"] = pick.choice(([], [{"operator": "Exists"}]))
+            template = {"metadata": {"labels": {"daemon": name}}, "spec": pod["spec"]}
+            spec = {"selector": {"matchLabels": {"daemon": name}}, "template": template}
+            spec["updateStrategy"] = {"type": "OnDelete"}
+            found.append({"metadata": {"name": name, "namespace": "default"}, "spec": spec})
+        return found
+
+    def _daemons_of(self, node: Document) -> None:
+        labels = node["metadata"]["labels"]
+        for daemon in self.made.more["daemonsets"]:
+            name, template = daemon["metadata"]["name"], daemon["spec"]["template"]
+            spec = template["spec"]
+            keys = {taint["key"] for taint in node["spec"]["taints"]}
+            is_kept_away = keys - {"node.kubernetes.io/unschedulable"} and not spec["tolerations"]
+            if is_kept_away or any(labels.get(k) != v for k, v in spec["nodeSelector"].items()):
+                continue
+            pod = self._pod(f"{name}-{node['metadata']['name']}", "default")
+            pod["metadata"] |= {"labels": template["metadata"]["labels"]}
+            owner = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": name, "uid": name}
+            pod["metadata"]["ownerReferences"] = [{**owner, "controller": True}]
+            pod["spec"] = {**spec, "nodeName": node["metadata"]["name"]}
+            pod["status"] = {"phase": "Running"}
+            self.made.pods.append(pod)
+
     # Pods
 
     def _running(self, node: str, number: int) -> None:
         document = self._pod(f"run-{node}-{number}", self.random.choice(list(NAMESPACES)))
-        document["metadata"]["labels"] = {"app": self.random.choice(APPS)}
+        document["metadata"]["labels"] = self._labels()
         resources = {"cpu": self.random.choice(("100m", "400m", "900m")), "memory": "200Mi"}
         document["spec"]["containers"][0]["resources"] = {"requests": resources}
         if self.random.random() < 0.1:
@@ -110,6 +150,9 @@ class _Generator:
         document["spec"]["nodeName"] = node
         document["status"] = {"phase": "Running"}
         self.made.pods.append(document)
+
+    def _labels(self) -> dict[str, str]:
+        return {"app": self.random.choice(APPS), "rev": self.random.choice(("blue", "green"))}
 
     def _pending(self) -> None:
         left = min(200, 1 + int(self.random.expovariate(1 / 30)))
@@ -123,7 +166,7 @@ class _Generator:
     def _group(self, group: int, count: int) -> None:
         """Pods of one workload: alike, but for their claims."""
         model = self._pod("model", self.random.choice(list(NAMESPACES)))
-        model["metadata"]["labels"] = {"app": self.random.choice(APPS), "group": str(group)}
+        model["metadata"]["labels"] = self._labels() | {"group": str(group)}
         self._requests(model)
         if self.random.random() < 0.25:
             model["spec"]["priorityClassName"] = self.random.choice(list(PRIORITIES))
@@ -131,12 +174,13 @@ class _Generator:
         for feature in self.random.sample(self._features(), self.random.choice((0, 1, 1, 2, 3))):
             feature(model)
         claim = self.random.choice(("", "", "", "", "", "bound", "waits", "waits-zone"))
+        shared = self._shared_claim(model, claim) if claim and self.random.random() < 0.3 else ""
         for number in range(count):
             spec = dict(model["spec"])
             meta = {**model["metadata"], "name": f"g{group}-{number}", "uid": f"g{group}-{number}"}
             if claim:
-                name = self._claim(meta["namespace"], claim)
-                spec["volumes"] = [{"name": "data", "persistentVolumeClaim": {"claimName": name}}]
+                name = shared or self._claim(meta["namespace"], claim)
+                spec["volumes"] = _using(name)
             self.made.pods.append({"metadata": meta, "spec": spec, "status": {"phase": "Pending"}})
 
     def _pod(self, name: str, namespace: str) -> Document:
@@ -158,7 +202,7 @@ class _Generator:
         return [
             *(self._init, self._sidecar, self._overhead, self._node_selector, self._node_affinity),
             *(self._tolerates, self._tolerates, self._near, self._far, self._far, self._spread, self._spread),
-            self._host_port,
+            *(self._host_port, self._named),
         ]
 
     def _init(self, pod: Document) -> None:
@@ -191,6 +235,14 @@ class _Generator:
         terms = [
             {"matchExpressions": pick.sample(choices, pick.randint(1, 2))} for _ in range(pick.randint(1, 2))
         ]
+        self._node_terms(pod, terms)
+
+    def _named(self, pod: Document) -> None:
+        name = self.random.choice(self.made.nodes)["metadata"]["name"]
+        field = {"key": "metadata.name", "operator": self.random.choice(("In", "NotIn")), "values": [name]}
+        self._node_terms(pod, [{"matchFields": [field]}])
+
+    def _node_terms(self, pod: Document, terms: list[Document]) -> None:
         affinity = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
         pod["spec"].setdefault("affinity", {})["nodeAffinity"] = affinity
 
@@ -207,7 +259,7 @@ class _Generator:
 
     def _term(self, pod: Document, key: str) -> Document:
         """Whom it minds: its own workload or another, in its namespace or in others."""
-        pick, labels = self.random, pod["metadata"]["labels"]
+        pick, labels = self.random, _without_revision(pod["metadata"]["labels"])
         chosen = labels if pick.random() < 0.6 else {"app": pick.choice(APPS)}
         term: Document = {"topologyKey": key, "labelSelector": {"matchLabels": dict(chosen)}}
         where = pick.random()
@@ -215,6 +267,8 @@ class _Generator:
             term["namespaces"] = pick.sample(list(NAMESPACES), 2)
         elif where < 0.3:
             term["namespaceSelector"] = pick.choice(({}, {"matchLabels": {"kind": "prod"}}))
+        if pick.random() < 0.25:
+            term[pick.choice(("matchLabelKeys", "mismatchLabelKeys"))] = ["rev"]
         return term
 
     def _near(self, pod: Document) -> None:
@@ -227,7 +281,7 @@ class _Generator:
 
     def _spread(self, pod: Document) -> None:
         pick = self.random
-        own = {"matchLabels": dict(pod["metadata"]["labels"])}
+        own = {"matchLabels": _without_revision(pod["metadata"]["labels"])}
         other = {"matchLabels": {"app": pod["metadata"]["labels"]["app"]}}
         spreads = pod["spec"].setdefault("topologySpreadConstraints", [])
         spread: Document = {
@@ -242,6 +296,8 @@ class _Generator:
             spread["nodeTaintsPolicy"] = "Honor"
         if pick.random() < 0.2:
             spread["nodeAffinityPolicy"] = "Ignore"
+        if pick.random() < 0.25:
+            spread["matchLabelKeys"] = ["rev"]
         pod["spec"]["topologySpreadConstraints"] = [
             *(one for one in spreads if one["topologyKey"] != spread["topologyKey"]),
             spread,
@@ -267,6 +323,20 @@ class _Generator:
             {**_storage_class("waits-zone"), "allowedTopologies": terms},
         ]
 
+    def _shared_claim(self, model: Document, kind: str) -> str:
+        """One claim for all pods of a workload; of those that are bound, some are in use already."""
+        name = self._claim(model["metadata"]["namespace"], kind)
+        if kind == "bound" and self.random.random() < 0.5:
+            user = self._pod(f"uses-{name}", model["metadata"]["namespace"])
+            user["metadata"]["labels"] = self._labels()
+            user["spec"] |= {
+                "volumes": _using(name),
+                "nodeName": self.random.choice(self.made.nodes)["metadata"]["name"],
+            }
+            user["status"] = {"phase": "Running"}
+            self.made.pods.append(user)
+        return name
+
     def _claim(self, namespace: str, kind: str) -> str:
         name = f"c{self.seed}-data-{self._claims}"
         self._claims += 1
@@ -283,6 +353,15 @@ class _Generator:
             claim["spec"]["storageClassName"] = kind
         self.made.more["persistentvolumeclaims"].append(claim)
         return name
+
+
+def _using(claim: str) -> list[Document]:
+    return [{"name": "data", "persistentVolumeClaim": {"claimName": claim}}]
+
+
+def _without_revision(labels: Document) -> Document:
+    """What selectors name: the API server refuses a key both there and in matchLabelKeys."""
+    return {key: value for key, value in labels.items() if key != "rev"}
 
 
 def csi_node(name: str, limits: dict[str, int]) -> Document:

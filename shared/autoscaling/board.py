@@ -623,6 +623,13 @@ class Company:
             among &= ~counter.occupied()
         return self._together(among)
 
+    def permits(self, row: int) -> bool:
+        """Whether a pod of the group that is there may be: spread and affinity hold, itself included."""
+        bit = 1 << row
+        return all(
+            counter.at_most(self._limit(spread, counter, False)) & bit for spread, counter, _ in self._spreads
+        ) and all(counter.occupied() & bit for counter in self._near)
+
     def _limit(self, spread: Spread, counter: Counter, counts_itself: bool) -> int:
         fewest = counter.fewest() if len(counter.counts) >= spread.min_domains else 0
         return spread.max_skew + fewest - int(counts_itself)

@@ -124,6 +124,7 @@ def pack(scene: Scene) -> None:
     for bundle in sorted({group.bundle for group in hopeful if group.bundle}):
         _pack_whole(scene, [group for group in hopeful if group.bundle == bundle])
     _pack_best(scene, [group for group in hopeful if not group.bundle])
+    scene.packer.level([one for one in wanted if not one.bundle], ways(scene.policy, scene.offers)[0])
     scene.packer.drop_spare(wanted)
 
 

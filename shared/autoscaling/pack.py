@@ -27,6 +27,8 @@ _T = TypeVar("_T")
 UNPRICED = 1.0
 """Cost of a node where no price is known: then nodes are counted."""
 
+ROUNDS = 10
+"""Nodes planned for pods that were too many somewhere make others too many: so often at most."""
 ORDERS = 20
 """In so many orders all pods are placed again to see whether a node can be spared."""
 PODS_PLACED_AGAIN = 10_000
@@ -224,6 +226,38 @@ class Packer:
                 usable = self.usable(group)
             else:  # other pods allow none there now; a pool in another zone may do
                 usable = [one for one in usable if one is not offer]
+
+    def level(self, groups: Sequence[Group], choose: Choice) -> None:
+        """Place pods again that are where they may not be with all nodes that are planned by now: a node is a
+        domain to spread over once it is there, so pods placed before it was planned may be too many.
+        """
+        for _ in range(ROUNDS):
+            moved = [group for group in groups if group.spec.needs_others and self._take_excess(group)]
+            if not moved:
+                return
+            self.settle_rest(moved)
+            self.grow(moved, choose)
+
+    def _take_excess(self, group: Group) -> bool:
+        """Take pods of the group away from where they may not be; whether there were any. Those that fit
+        before any node was planned do not wait for one.
+        """
+        company, placements = self.board.company(group), self.board.placements
+        later = next(
+            (at for at, one in enumerate(placements) if self._planned >> one.row & 1), len(placements)
+        )
+        excess = []
+        for at in range(len(placements) - 1, later - 1, -1):
+            one = placements[at]
+            if one.group is group and not company.permits(one.row):
+                self.board.lift(group, one.row, one.count)
+                self.remaining[group.key] += one.count
+                excess.append(at)
+        for at in excess:
+            del placements[at]
+        if excess:
+            self.board.forget_index()
+        return bool(excess)
 
     def usable(self, group: Group) -> list[Offer]:
         """Offers that may grow and whose nodes take a pod of the group by itself."""

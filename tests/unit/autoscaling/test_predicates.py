@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from cluster_generator import csi_node, volume
+from minimality import planned
 from planning import LOCATION, Case, pod_document
 
 ZONE, HOST = "topology.kubernetes.io/zone", "kubernetes.io/hostname"
@@ -480,6 +481,13 @@ def test_a_spread_over_zones_takes_from_every_zones_pool() -> None:
         case.pool(f"z{zone}", {"cpu": "1", "pods": "1"}, size=1, zones=(zone,), pricePerHour=price)
     result = case.pending(5, requests={"cpu": "900m"}, **spread(ZONE)).decide()
     assert result.new == {"z1": 2, "z2": 2, "z3": 1}
+
+
+def test_pods_are_spread_over_nodes_that_others_need_too() -> None:
+    case = growing().pending(3, requests={"cpu": "100m"}, priority=9, **spread(HOST))
+    scene = planned(case.pending(2, "db", requests={"cpu": "900m"}))
+    web = [placement.row for placement in scene.board.placements if placement.group.priority == 9]
+    assert (len(scene.offers[0].rows), sorted(web)) == (3, [0, 1, 2])
 
 
 def test_pods_that_share_a_claim_are_in_the_zone_where_the_first_has_its_volume_made() -> None:

@@ -5,21 +5,14 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections import Counter
-from collections.abc import Iterator
 from itertools import product
 
 import pytest
 from cluster_generator import generate
-from planning import NOW, Case
+from minimality import planned, spare_nodes
+from planning import Case
 
-from shared.autoscaling.board import Row
-from shared.autoscaling.decide import pack
-from shared.autoscaling.facts import read_facts
-from shared.autoscaling.pack import Offer, rank
 from shared.autoscaling.policy import AutoscalingPolicy
-from shared.autoscaling.scene import Scene, set_scene
-from shared.autoscaling.templates import free_of
 from shared.model.plan import ActionKind
 
 SIZES = {"small": (2, 4, 0.10), "wide": (4, 8, 0.19), "tall": (2, 16, 0.16), "large": (8, 32, 0.42)}
@@ -147,48 +140,7 @@ def test_prices_are_not_needed() -> None:
 
 CLUSTERS = 1000 if os.environ.get("KUBEKEEPER_SWEEP") == "full" else 12
 ORDERS = 10
-"""Ways to place the pods again without a node: what the planner itself has not tried, but for the first."""
-
-
-def planned(case: Case) -> Scene:
-    scene = empty(case)
-    pack(scene)
-    return scene
-
-
-def empty(case: Case) -> Scene:
-    observation = case.observation()
-    return set_scene(observation, observation.policy, read_facts(observation.azure, observation.policy), NOW)
-
-
-def spare(case: Case, scene: Scene, seed: int) -> Iterator[tuple[str, int]]:
-    """(pool, number of the order): planned nodes without which just as many pods of each kind are placed.
-
-    Of each pool the last one, because Azure chooses the zones.
-    """
-    placed: Counter[int] = Counter()
-    for one in scene.board.placements:
-        placed[one.group.key] += one.count
-    for offer in scene.offers:
-        for order in range(ORDERS if offer.rows else 0):
-            if fits_without(case, scene, offer, placed, random.Random(seed * ORDERS + order), order):
-                yield offer.pool.name, order
-
-
-def fits_without(
-    case: Case, scene: Scene, offer: Offer, placed: Counter[int], draw: random.Random, order: int
-) -> bool:
-    again = empty(case)
-    rows = [row for other in scene.offers for row in other.rows if row != offer.rows[-1]]
-    groups = rank(again.groups, again.offers)
-    if order:
-        draw.shuffle(groups)
-        draw.shuffle(rows)
-    for row in rows:
-        node = scene.board.nodes[row]
-        again.board.add_row(Row(node, free_of(node, again.board.free), {}))
-    again.packer.settle(groups)
-    return all(one.count - again.packer.remaining[one.key] >= placed[one.key] for one in groups)
+"""Ways to place the pods again without a node."""
 
 
 def test_no_planned_node_can_be_spared() -> None:
@@ -203,4 +155,4 @@ def test_no_planned_node_can_be_spared() -> None:
 
 def _spare_of(seed: int) -> list[tuple[str, int]]:
     case = generate(seed)
-    return list(spare(case, planned(case), seed))
+    return list(spare_nodes(case, planned(case), orders=ORDERS, seed=seed))
