@@ -68,6 +68,9 @@ def carry_out(
         done += _call_off(work, str(declined))
     _note_end(work, last)
     follow_up(work, clients)
+    if done and work.claim.run_id in work.ledger.rolls:
+        # The journal has these first; the next delivery says the last word, and nothing else.
+        raise NotYetError(last.message, seconds=1, outcomes=done)
     return [*done, last]
 
 
@@ -139,7 +142,17 @@ def look_at(work: Work, pool: Pool, nodes: Sequence[Node], is_old: Callable[[Mac
         _member(one, by_machine.get(one.id), is_old=is_old(one), is_leaving=one.id in leaving)
         for one in there
     ]
-    return Sight(pool, members, by_machine)
+    return Sight(pool, members + _vanishing(work, pool, machines), by_machine)
+
+
+def _vanishing(work: Work, pool: Pool, listed: Sequence[Machine]) -> list[Member]:
+    """Machines that Azure lists no more, whose removal still has to end, with their Node."""
+    names = {one.id for one in listed}
+    return [
+        Member(machine=one.machine, name=one.computer_name, node=one.node, uid=one.uid, is_leaving=True)
+        for one in work.ledger.draining.values()
+        if one.pool == pool.id and one.machine not in names
+    ]
 
 
 def _member(machine: Machine, node: Node | None, *, is_old: bool, is_leaving: bool) -> Member:

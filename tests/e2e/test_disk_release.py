@@ -9,25 +9,21 @@ that; pod GC's 20 s and its 40 s of quarantine are what they are.
 from __future__ import annotations
 
 import json
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
+from live_cluster import LiveCluster
 
-from sandbox.arm import LocalArm
 from sandbox.attacher import Attacher
-from sandbox.clock import Clock
 from sandbox.controlplane import AssetsMissingError, ControlPlane, find_assets
 from sandbox.disk_driver import DRIVER, DiskDriver, lun_of, waiting
-from sandbox.fleet import Fleet, Pool
+from sandbox.fleet import Pool
 from sandbox.kube_client import Document, KubeError
-from sandbox.node_agent import NodeAgent
 from shared.bootstrap import Clients
 from shared.runtime.automation import find
 from shared.work import one_pass
@@ -42,19 +38,13 @@ else:
 CLUSTER, AUTOMATION = "e2e", "disk-release"
 GRACE = timedelta(seconds=8)
 ATTACHMENTS = "/apis/storage.k8s.io/v1/volumeattachments"
-BREATH = 0.1
 
 
-class Live:
+class Live(LiveCluster):
     """A real cluster of three machines of the local Azure, and the app's passes over it."""
 
     def __init__(self, plane: ControlPlane, stack: ExitStack) -> None:
-        self.plane, self.kube = plane, plane.client()
-        self.arm = LocalArm(Clock())
-        stack.enter_context(self.arm)
-        self.arm.core.operation_seconds = 1.0
-        self.agent = stack.enter_context(NodeAgent(plane.client(), heartbeat=timedelta(seconds=2)))
-        self.fleet = Fleet(self.arm, self.agent, self, boot_delay=timedelta(seconds=1))
+        super().__init__(plane, stack)
         driver = DiskDriver(self.arm, self.fleet.machine_of)
         self.kube.create(
             "/apis/storage.k8s.io/v1/csidrivers",
@@ -62,18 +52,6 @@ class Live:
         )
         attach, detach = waiting(driver.attach), waiting(driver.detach)
         stack.enter_context(Attacher(plane.client(), attach=attach, detach=detach, driver=DRIVER))
-        self._stopping = threading.Event()
-        ticking = threading.Thread(target=self._tick, daemon=True)
-        ticking.start()
-        stack.callback(ticking.join)
-        stack.callback(self._stopping.set)
-
-    def _tick(self) -> None:
-        while not self._stopping.wait(0.02):
-            self.arm.core.clock.advance(0)
-
-    def has_node(self, name: str) -> bool:
-        return self.kube.find(f"/api/v1/nodes/{name}") is not None
 
     def furnish(self, name: str, provider_id: str, max_data_disks: int) -> None:
         driver = {
@@ -160,50 +138,12 @@ class Live:
             return ""
         return str(pod["spec"]["nodeName"])
 
-    def is_ready(self, node: str) -> bool:
-        found = self.kube.find(f"/api/v1/nodes/{node}")
-        conditions = (found or {}).get("status", {}).get("conditions") or ()
-        return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
-
-    def taints(self, node: str) -> list[str]:
-        found = self.kube.find(f"/api/v1/nodes/{node}") or {"spec": {}}
-        return [taint["key"].rpartition("/")[2] for taint in found["spec"].get("taints") or ()]
-
-    def until(
-        self,
-        holds: Callable[[], Any],
-        what: str,
-        seconds: float = 60,
-        each: Callable[[], object] = lambda: None,
-    ) -> float:
-        began = time.monotonic()
-        while not holds():
-            each()
-            assert time.monotonic() - began < seconds, f"{what}: not within {seconds} s\n{self.describe()}"
-            time.sleep(BREATH)
-        return time.monotonic() - began
-
     def describe(self) -> str:
-        nodes = {
-            n["metadata"]["name"]: self.taints(n["metadata"]["name"]) for n in self.list("/api/v1/nodes")
-        }
-        pods = [
-            (
-                p["metadata"]["name"],
-                p["spec"].get("nodeName"),
-                p["status"].get("phase"),
-                "deletionTimestamp" in p["metadata"],
-            )
-            for p in self.list("/api/v1/namespaces/default/pods")
-        ]
         held = [
             (a["spec"]["nodeName"], a["status"], "deletionTimestamp" in a["metadata"])
             for a in self.list(ATTACHMENTS)
         ]
-        return f"nodes {nodes}\npods {pods}\nattachments {held}"
-
-    def list(self, path: str) -> list[Document]:
-        return self.kube.list(path)[0]
+        return f"{super().describe()}\nattachments {held}"
 
 
 class App:
