@@ -1,7 +1,8 @@
 """Compiling and proving the ingress of a large cluster: 1,000 Ingress objects with 5,000 endpoints.
 
 80 hosts, 95 services with readiness probes, three paths an object: as much as one gateway can hold. CPU
-seconds of one thread, medians of several rounds, since the machine may be busy.
+seconds of one thread, medians of several rounds, since the machine may be busy. And from an event to the
+write that it causes, through the app's own triggers in the local Functions host, with the default policy.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import msgspec
 
 from bench.figure import Figure, at_most, faster
 from sandbox.arm.gateway import new_gateway
+from sandbox.demo.ingress_sync import AUTOMATION, CLUSTER, World
+from sandbox.demo.screen import Screen
 from shared.ingress_sync.backends import Backends
 from shared.ingress_sync.compile import compile_gateway
 from shared.ingress_sync.compiled import Compiled
@@ -37,21 +40,28 @@ PUBLIC = f"{GROUP}/publicIPAddresses/ip"
 NOW = datetime(2026, 11, 23, 10, tzinfo=UTC)
 INGRESSES, HOSTS, SERVICES, ENDPOINTS = 1_000, 80, 95, 5_000
 ROUNDS = 15
+PLACE = "/apis/networking.k8s.io/v1/namespaces/shop/ingresses"
+EVENTS, BURST, BURST_SECONDS = 7, 100, 5.0
 Emit = Callable[[Figure], None]
 Document = dict[str, Any]
 
 
 def run(wants: Callable[[str], bool], emit: Emit) -> None:
     """Every figure of the ingress sync that is wanted."""
-    names = ("ingress-compile", "ingress-compile-and-prove", "ingress-no-change", "ingress-import")
-    if not any(map(wants, names)):
-        return
-    if any(map(wants, names[:3])):
+    if any(map(wants, ("ingress-compile", "ingress-compile-and-prove", "ingress-no-change"))):
         for figure in _figures():
             if wants(figure.name):
                 emit(figure)
     if wants("ingress-import"):
         emit(_imports())
+    if wants("ingress-event-to-write") or wants("ingress-burst"):
+        with World(Screen(0), policy="") as world:
+            world.start()
+            _furnish(world)
+            if wants("ingress-event-to-write"):
+                emit(_event_to_write(world))
+            if wants("ingress-burst"):
+                emit(_burst(world))
 
 
 def _figures() -> list[Figure]:
@@ -239,3 +249,61 @@ def _import_seconds(statement: str) -> float:
     code = f"import time; t = time.process_time(); {statement}; print(time.process_time() - t)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(run.stdout)
+
+
+# From an event to the write
+
+
+def _furnish(world: World) -> None:
+    world.kube.create("/api/v1/namespaces", {"metadata": {"name": "shop"}})
+    spec = {"controller": "azure/application-gateway"}
+    world.kube.create(
+        "/apis/networking.k8s.io/v1/ingressclasses", {"metadata": {"name": "azure"}, "spec": spec}
+    )
+    _change(world, 0)  # a worker imports what it uses
+    _settle(world)
+
+
+def _change(world: World, number: int) -> None:
+    """Another Ingress, and the event that the forwarder makes of it."""
+    world.kube.create(PLACE, _ingress(number))
+    kind = "Kubekeeper.Cluster.IngressChanged"
+    event = {"specversion": "1.0", "id": str(number), "source": "/bench", "type": kind}
+    world.host.send_events("cluster_event", [{**event, "data": {"cluster": CLUSTER}}])
+
+
+def _settle(world: World) -> None:
+    """Until every Ingress is served, and the queue has rested for longer than the host does."""
+    claims = world.clients.claims
+
+    def is_served() -> bool:
+        state = claims.state(CLUSTER, AUTOMATION).automation
+        found = world.kube.get(PLACE)["items"]
+        return "put" not in state and all((one.get("status") or {}).get("loadBalancer") for one in found)
+
+    world.wait("address of every Ingress", is_served, 120)
+    time.sleep(2.5)  # the host rests at most 2 s between two looks into an idle queue
+
+
+def _event_to_write(world: World) -> Figure:
+    seconds = []
+    for number in range(1, EVENTS + 1):
+        before, began = world.writes(), time.monotonic()
+        _change(world, number)
+        world.wait("write", lambda before=before: world.writes() > before)  # type: ignore[misc]
+        seconds.append(time.monotonic() - began)
+        _settle(world)
+    shown = ", ".join(f"{one:.1f}" for one in seconds)
+    note = f"{EVENTS} events, each into a world at rest: {shown} s; of them 2 s of `quiet`"
+    return at_most("ingress-event-to-write", statistics.median(seconds), "s", 5, note=note)
+
+
+def _burst(world: World) -> Figure:
+    before, began = world.writes(), time.monotonic()
+    for number in range(BURST):
+        time.sleep(max(0.0, began + number * BURST_SECONDS / BURST - time.monotonic()))
+        _change(world, EVENTS + 1 + number)
+    took = time.monotonic() - began
+    _settle(world)
+    note = f"writes of the gateway for {BURST} changes, each with its event, within {took:.1f} s"
+    return at_most("ingress-burst", world.writes() - before, "writes", 2, note=note)

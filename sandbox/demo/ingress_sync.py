@@ -46,8 +46,9 @@ clusters:
   - name: {cluster}
     kubernetes: {{kubeconfig: "file:{kubeconfig}"}}
     azure: {{subscription: {subscription}, resourceGroups: [{group}], location: westeurope}}
-    ingressSync: {{gateway: "{gateway}", quiet: 1s, poolInterval: 2s}}
+    ingressSync: {{gateway: "{gateway}"{policy}}}
 """
+QUICK = ", quiet: 1s, poolInterval: 2s"
 Document = dict[str, Any]
 T = TypeVar("T")
 
@@ -73,10 +74,13 @@ def show(screen: Screen) -> None:
 
 
 class World:
-    """Azurite, the local Azure with a gateway, a cluster with a node, the app's own host."""
+    """Azurite, the local Azure with a gateway, a cluster with a node, the app's own host. `policy` is what
+    its configuration says of the ingress beside the gateway.
+    """
 
-    def __init__(self, screen: Screen) -> None:
+    def __init__(self, screen: Screen, policy: str = QUICK) -> None:
         self.screen = screen
+        self._policy = policy
         self._cleanup = ExitStack()
         self.arm: LocalArm
         self.kube: KubeClient
@@ -145,6 +149,7 @@ class World:
                 subscription=self.arm.subscription,
                 group=self.arm.group,
                 gateway=self.gateway,
+                policy=self._policy,
             )
         )
         return path
