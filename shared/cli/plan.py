@@ -5,6 +5,7 @@ With `--from` a plan is made purely from a snapshot file: no network, no setting
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -150,8 +151,13 @@ def _print_plan(plan: Plan) -> None:
     for number, action in enumerate(plan.actions, start=1):
         print_line(f"  {number}. {action.kind} {action.target}")
         print_line(f"     {action.reason}: {action.message}")
-        for key, value in action.parameters.items():
-            print_line(f"     {key}: {_shown(value)}")
+        shown = {key: _shown(value) for key, value in action.parameters.items()}
+        for key, text in shown.items():
+            if text is not None:
+                print_line(f"     {key}: {text}")
+        rest = [key for key, text in shown.items() if text is None]
+        if rest:
+            print_line(f"     in --json only: {', '.join(rest)}")
         for line in action.evidence:
             print_line(f"     evidence: {line}")
         for line in action.preconditions:
@@ -160,7 +166,10 @@ def _print_plan(plan: Plan) -> None:
         print_line(f"  left alone: {left.subject} ({left.reason}): {left.message}")
 
 
-def _shown(value: Any) -> str:
-    """A parameter as people read it; whole documents stand in `--json` only."""
+def _shown(value: Any) -> str | None:
+    """A parameter as people read it; None for one that is more than a line, such as a whole document."""
+    if isinstance(value, dict | list | tuple):
+        text = json.dumps(value, ensure_ascii=False, default=str)
+        return text if len(text) <= LONGEST else None
     text = str(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters; --json has all)"
