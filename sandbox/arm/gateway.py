@@ -139,6 +139,8 @@ class Gateways(ResourceType):
         if effect["do"] == "operate":
             properties["operationalState"] = effect["to"]
             hidden["stopped"] = effect["to"] == "Stopped"
+            if not hidden["stopped"]:  # instances come up anew, with what is stored
+                hidden["serving"] = gateway.body
         # The same etag: only writes of callers make a new version.
         store_silently(core, where, merged(gateway.body, {"properties": properties}), hidden)
 

@@ -473,6 +473,21 @@ def test_backends_are_healthy_or_not(arm: LocalArm, client: NetworkManagementCli
         client.application_gateways.begin_backend_health(GROUP, "gw")
 
 
+def test_a_gateway_that_starts_serves_what_is_stored_though_the_write_was_cancelled(
+    arm: LocalArm, client: NetworkManagementClient
+) -> None:
+    gateway = arm.add_gateway("gw")
+    arm.core.operation_seconds = 20
+    document = raw(client)
+    add(document, "frontendPorts", "port8080", port=8080)
+    put(client, document)
+    client.application_gateways.begin_stop(GROUP, "gw")
+    arm.core.operation_seconds = 0
+    client.application_gateways.begin_start(GROUP, "gw").result()
+    serving = arm.core.state.resources[gateway.lower()].hidden["serving"]
+    assert {port["properties"]["port"] for port in serving["properties"]["frontendPorts"]} == {80, 8080}
+
+
 def test_writes_of_the_network_provider_have_a_limit_of_their_own(
     arm: LocalArm, client: NetworkManagementClient
 ) -> None:
