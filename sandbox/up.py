@@ -32,7 +32,6 @@ from sandbox import tools
 
 RUNNING = Path(tempfile.gettempdir()) / f"kubekeeper-{os.getuid()}"
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,28}[a-z0-9])?")
-OPERATION_SECONDS = 3.0
 START_SECONDS = 120.0
 END_SECONDS = 30.0
 

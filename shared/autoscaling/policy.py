@@ -11,17 +11,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from shared.model.duration import PATTERN
+from shared.model.duration import Duration
 
-Duration = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=PATTERN,
-        min_length=2,
-        description="a duration, such as 90s, 10m, 6h or 1h30m",
-        examples=["10m", "6h"],
-    ),
-]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]

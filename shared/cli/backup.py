@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shared.cli.console import print_json, print_line, print_note, print_table, size, when
-from shared.cli.session import Session, complete_cluster, session
+from shared.cli.session import ClusterOption, JsonOption, Session, session
 from shared.errors import IntegrityError, NotFoundError, SettingsError
 
 if TYPE_CHECKING:
@@ -23,17 +23,12 @@ app = typer.Typer(help="List, verify, restore and read etcd backups.", no_args_i
 
 SHORT_RUN = 8  # enough of a run to tell backups apart, and short enough for a table
 
-ClusterOption = Annotated[
-    str | None,
-    typer.Option("--cluster", "-c", autocompletion=complete_cluster, help="Cluster, if there are several."),
-]
 BackupArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="BACKUP", help="Name as 'list' prints it, its run, or a revision; default: the newest."
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 @app.command("list")

@@ -10,14 +10,14 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from shared.cli import rights
 from shared.cli.console import print_json, print_line, styled, wrapped
 from shared.cli.findings import Finding, clock_finding, guarded, ok, problem, sign_in_hint, warning
-from shared.cli.session import Session, complete_cluster, session
+from shared.cli.session import ClusterOption, JsonOption, Session, session
 from shared.errors import AutomationError, SettingsError
 from shared.status.attention import LATE_TICK
 
@@ -36,11 +36,8 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     context: typer.Context,
-    cluster: Annotated[
-        str | None,
-        typer.Option("--cluster", "-c", autocompletion=complete_cluster, help="Only this cluster."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    cluster: ClusterOption = None,
+    as_json: JsonOption = False,
 ) -> int:
     """Check credentials, roles, reachability, clocks and configuration; one line per finding."""
     here = session(context)

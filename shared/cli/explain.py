@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.console import print_json, print_line, when
-from shared.cli.session import Session, session
+from shared.cli.session import JsonOption, Session, session
 
 if TYPE_CHECKING:
     from shared.runtime.journal import Entry
@@ -36,7 +36,7 @@ def explain(
             metavar="OPERATION-ID", help="As 'keeper run' printed it, or the id of evidence (ev-...)."
         ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: JsonOption = False,
 ) -> int:
     """What became of an operation, and the evidence behind each of its actions."""
     here = session(context)

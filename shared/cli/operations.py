@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.console import ago, print_json, print_line, print_note, print_table, when
-from shared.cli.session import Session, complete_cluster, session
+from shared.cli.session import ClusterOption, JsonOption, Session, session
 from shared.errors import SettingsError, UnavailableError
 
 if TYPE_CHECKING:
@@ -44,10 +44,7 @@ def run(  # noqa: PLR0917  typer reads the options from the signature
             help="Such as backup, verify-backup, restore-drill, etcd-health, pause.",
         ),
     ],
-    cluster: Annotated[
-        str | None,
-        typer.Option("--cluster", "-c", autocompletion=complete_cluster, help="Cluster to act on."),
-    ] = None,
+    cluster: ClusterOption = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter; may be repeated.")
     ] = None,
@@ -56,7 +53,7 @@ def run(  # noqa: PLR0917  typer reads the options from the signature
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Follow it to its outcome.")] = False,
     timeout: Annotated[str, typer.Option("--timeout", help="How long to follow it.")] = "30m",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: JsonOption = False,
 ) -> int:
     """Send a one-off operation to the app's queue; with --wait, follow it to its outcome."""
     from shared.model.duration import parse_duration
@@ -136,11 +133,8 @@ def _follow(here: Session, identity: str, limit: timedelta) -> OperationRecord:
 
 def status(
     context: typer.Context,
-    cluster: Annotated[
-        str | None,
-        typer.Option("--cluster", "-c", autocompletion=complete_cluster, help="Only this cluster."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    cluster: ClusterOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """What every automation last saw, did and left alone."""
     from shared.status.collect import collect

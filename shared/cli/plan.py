@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.console import print_json, print_line, print_note, when, write_file
-from shared.cli.session import Session, complete_cluster, session
+from shared.cli.session import ClusterOption, JsonOption, Session, session
 from shared.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -45,15 +45,12 @@ AutomationArgument = Annotated[
 def plan(
     context: typer.Context,
     automation: AutomationArgument,
-    cluster: Annotated[
-        str | None,
-        typer.Option("--cluster", "-c", autocompletion=complete_cluster, help="Only this cluster."),
-    ] = None,
+    cluster: ClusterOption = None,
     snapshot_file: Annotated[
         Path | None,
         typer.Option("--from", metavar="SNAPSHOT", help="Decide purely from this file; no network."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Decide without acting: actions in order with their evidence, and everything left alone."""
     from shared.runtime.automation import find
@@ -80,10 +77,7 @@ def snapshot(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="File to write; - for stdout.")
     ],
-    cluster: Annotated[
-        str | None,
-        typer.Option("--cluster", "-c", autocompletion=complete_cluster, help="Cluster to observe."),
-    ] = None,
+    cluster: ClusterOption = None,
 ) -> None:
     """Record an observation, for `keeper plan --from`. It holds no secrets."""
     from shared.runtime.automation import find, load

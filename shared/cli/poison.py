@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shared.cli.console import ago, print_json, print_line, print_note, print_table, when
-from shared.cli.session import Session, session
+from shared.cli.session import JsonOption, Session, session
 from shared.errors import NotFoundError, SettingsError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ SHORT_ID = 8  # of a UUID; enough to tell a screenful of messages apart
 QueueOption = Annotated[
     str | None, typer.Option("--queue", "-q", help="Only messages of this work queue, such as operations.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 IdsArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="ID", help="Ids, or their beginnings, as 'list' prints them."),

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -90,6 +90,15 @@ def complete_cluster(incomplete: str) -> list[str]:
         return [c.name for c in load_settings().clusters if c.name.startswith(incomplete)]
     except AutomationError:
         return []
+
+
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster", "-c", autocompletion=complete_cluster, help="Cluster, where there are several."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def read_local_settings(path: Path) -> dict[str, str]:

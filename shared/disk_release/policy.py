@@ -12,17 +12,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from shared.model.duration import PATTERN, parse_duration
+from shared.model.duration import Duration, parse_duration
 
-Duration = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=PATTERN,
-        min_length=2,
-        description="a duration, such as 90s, 10m, 6h or 1h30m",
-        examples=["60s", "10m"],
-    ),
-]
 Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
 
 FencePermission = Literal["allowed", "approve", "never"]

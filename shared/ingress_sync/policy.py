@@ -10,17 +10,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from shared.model.duration import PATTERN
+from shared.model.duration import Duration
 
-Duration = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=PATTERN,
-        min_length=2,
-        description="a duration, such as 90s, 10m, 6h or 1h30m",
-        examples=["10m", "6h"],
-    ),
-]
 GatewayId = Annotated[
     str,
     msgspec.Meta(

@@ -13,13 +13,10 @@ from typing import Annotated, Any
 import msgspec
 
 from shared.errors import MessageError
-from shared.model.duration import PATTERN
+from shared.model.duration import Duration
 from shared.runtime.automation import AUTOMATIONS
 from shared.runtime.message import AutomationName
 
-Duration = Annotated[
-    str, msgspec.Meta(pattern=PATTERN, min_length=2, description="a duration, such as 90s, 10m or 6h")
-]
 Text = Annotated[str, msgspec.Meta(max_length=500)]
 BackupName = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
 
