@@ -40,6 +40,7 @@ from shared.clients.kube import KubeClient
 from shared.clients.queue import Message
 from shared.errors import ApiError, AutomationError, ConflictError, RunFailedError
 from shared.model.plan import Action, Outcome, Plan
+from shared.operations import dispatch
 from shared.runtime.message import Nudge, Received
 from shared.runtime.nudge import send_nudge
 from shared.settings import Cluster, Settings
@@ -430,6 +431,12 @@ class ProcessClients(Clients):
         return None
 
 
+HANDLERS: dict[str, Callable[[Clients, Received], None]] = {
+    "autoscaling": lambda clients, received: work_off(clients, "autoscaling", received),
+    dispatch.QUEUE: dispatch.work_off,
+}
+
+
 class WholeApp(App):
     """Timer, queue, claims and passes as the app has them; each delivery is a process of its own, that dies
     at the request that `next_death` says.
@@ -476,10 +483,14 @@ class WholeApp(App):
     def run(self, seconds: float, *, tick: float = TICK) -> None:
         """Ticks and messages, in the order in which they become visible."""
         end = self.world.seconds + seconds
-        queue = MemoryQueue(self.account, "autoscaling", lambda _: None)
-        queue.ensure()
+        queues = [MemoryQueue(self.account, name, lambda _: None) for name in HANDLERS]
+        for queue in queues:
+            queue.ensure()
         while True:
-            visible = queue.next_visible()
+            visible, queue = min(
+                ((queue.next_visible(), queue) for queue in queues),
+                key=lambda one: one[0].timestamp() if one[0] else math.inf,
+            )
             due = (visible - self.world.started).total_seconds() if visible else math.inf
             upcoming = min(due, self._next_tick)
             if upcoming > end:
@@ -490,11 +501,11 @@ class WholeApp(App):
                 self.deliver(0.0, "Timer")
                 continue
             for message in queue.receive(timedelta(seconds=REDELIVERY), 1):
-                if self._handle(message):
+                if self._handle(queue.name, message):
                     queue.delete(message)
         self.world.advance(max(0.0, end - self.world.seconds))
 
-    def _handle(self, message: Message) -> bool:
+    def _handle(self, queue: str, message: Message) -> bool:
         """Whether the message is done with; as on the platform, five failures are the last."""
         received = Received(
             id=message.id,
@@ -505,7 +516,7 @@ class WholeApp(App):
         self.passes += 1
         process = Process(self.next_death())
         try:
-            work_off(ProcessClients(self, process), "autoscaling", received)
+            HANDLERS[queue](ProcessClients(self, process), received)
         except Died:
             self.crashes += 1
             return False
