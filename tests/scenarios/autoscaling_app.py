@@ -17,18 +17,13 @@ from typing import Any
 
 from sandbox.scenario import World
 from shared.bootstrap import Clients
-from shared.errors import RunFailedError
+from shared.errors import AutomationError
 from shared.operations import dispatch
 from shared.operations.dispatch import get_operation, submit
 from shared.runtime.message import Received
 from shared.runtime.nudge import fan_out
 from shared.runtime.operation import OperationRecord
 from shared.work import work_off
-
-QUEUES = {
-    "autoscaling": work_off,
-    dispatch.QUEUE: lambda clients, _, message: dispatch.work_off(clients, message),
-}
 
 
 class SimulatedQueue:
@@ -56,7 +51,16 @@ class SimulatedClients(Clients):
 
 
 class App:
-    def __init__(self, world: World, storage: str, directory: Path, **policy: Any) -> None:
+    """`cluster` is what else stands in the cluster's entry of the configuration, `policy` is autoscaling's."""
+
+    def __init__(
+        self,
+        world: World,
+        storage: str,
+        directory: Path,
+        cluster: dict[str, Any] | None = None,
+        **policy: Any,
+    ) -> None:
         self.world, self.name = world, f"c{uuid.uuid4().hex[:10]}"
         arm, kubernetes = world.arm, world.kubernetes
         token = kubernetes.api.tokens.issue("kubekeeper", ("system:masters",))
@@ -65,6 +69,7 @@ class App:
         azure |= {"managedCluster": managed} if managed else {}
         connection = {"server": kubernetes.server, "ca": f"file:{kubernetes.directory / 'ca.pem'}"}
         entry = {"name": self.name, "kubernetes": {**connection, "token": "setting:KUBE_TOKEN"}}
+        entry |= cluster or {}
         configuration = directory / "kubekeeper.yaml"
         configuration.write_text(json.dumps({"clusters": [{**entry, "azure": azure, "autoscaling": policy}]}))
         self.environ = {
@@ -106,8 +111,11 @@ class App:
             id=uuid.uuid4().hex, body=text.encode(), dequeue_count=attempt, inserted_at=self.world.now
         )
         try:
-            QUEUES[queue](self.clients, queue, message)
-        except RunFailedError:
+            if queue == dispatch.QUEUE:
+                dispatch.work_off(self.clients, message)
+            else:
+                work_off(self.clients, queue, message)
+        except AutomationError:
             if attempt < 5:
                 self.put(queue, text, 30.0, attempt + 1)
 

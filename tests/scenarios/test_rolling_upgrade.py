@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from scenarios.autoscaling_app import App
 
 from sandbox.arm.containerservice import POOLS
 from sandbox.arm.core import Ending, merged
+from sandbox.etcd import EtcdCluster
 from sandbox.scenario import World
 from shared.model.resource_id import parse_resource_id
 from shared.runtime.operation import OperationRecord, OperationState
@@ -289,3 +291,25 @@ def test_aks_is_told_to_stop_at_a_node_that_stays_away(aks: App, world: World) -
     assert record.state is OperationState.FAILED
     assert "AKS was told to stop, 0 of 2 nodes are new" in record.message, record.message
     assert pool(world)["provisioningState"] == "Canceled"
+
+
+def test_an_etcd_backup_comes_first_and_nothing_is_touched_without(
+    world: World, start: Callable[..., App]
+) -> None:
+    add_set(world, count=1)
+    with EtcdCluster.start() as etcd:
+        policy = {"container": f"backups-{uuid.uuid4().hex[:10]}"}
+        app = start(cluster={"etcd": {"endpoints": list(etcd.endpoints)}, "etcdBackup": policy})
+        etcd.kill(0)
+        before = len(world.arm.recorder.requests)
+        refused = upgrade(app)
+        assert refused.state is OperationState.FAILED
+        assert "the etcd backup before it failed: " in refused.message, refused.message
+        assert all(one.method == "GET" for one in world.arm.recorder.requests[before:])
+        etcd.restart(0)
+        record = upgrade(app)
+        assert record.state is OperationState.SUCCEEDED, record.message
+        backups = [one for one in app.clients.operations.recent(world.started) if one.operation == "backup"]
+        assert [one.state for one in backups] == [OperationState.SUCCEEDED, OperationState.FAILED]
+        assert backups[0].updated_at < record.updated_at
+        assert images(world) == ["1-34 2.0.0"]
