@@ -51,7 +51,7 @@ class SimulatedClients(Clients):
 
 
 class App:
-    """`cluster` is what else stands in the cluster's entry of the configuration, `policy` is autoscaling's."""
+    """`cluster`: what else stands in the cluster's entry of the configuration; `policy`: autoscaling's."""
 
     def __init__(
         self,
