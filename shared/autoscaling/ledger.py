@@ -36,6 +36,7 @@ class Phase(enum.StrEnum):
 
     DRAINING = "Draining"
     DELETING = "Deleting"
+    REIMAGING = "Reimaging"
     UNDOING = "Undoing"
 
 
@@ -72,7 +73,7 @@ class Growth(_Entry):
 
 
 class Removal(_Entry):
-    """A machine on its way out, with its node if it has one."""
+    """A machine on its way out, with its node if it has one; with `reimage` it is made anew and stays."""
 
     pool: str
     name: str
@@ -97,6 +98,9 @@ class Removal(_Entry):
     status_urls: list[str] = []
     deleting_since: datetime | None = None
     asked_at: datetime | None = None
+    reimage: bool = False
+    stage: str = ""
+    """Of what is made anew: `model`, `image`, `boot`."""
     reason: str = ""
     message: str = ""
 
@@ -121,6 +125,8 @@ class Roll(_Entry):
     """The one machine to replace; empty for all that are not of the pool's latest model."""
     image: str = ""
     """Availability sets: what new machines are made from, for as long as this stands."""
+    reimage: bool = False
+    """Machines are made anew in place."""
     timeout: str = ""
     """Longest drain; the policy's when empty."""
     old: int = 0

@@ -8,6 +8,8 @@ A state machine of many short passes, kept in the ledger:
               -> Draining   it is not, and nobody knows why: looked at from the start
     Undoing   -> done       the node is uncordoned and everything is as before
 
+A machine that is made anew instead (`reimage`) goes from Draining to Reimaging, and from there to Undoing.
+
 A deletion is announced before it is asked for, together with what the machine will leave behind (availability
 sets: interface, OS disk, public address); that stands in the ledger until it is gone too, whatever happens in
 between. Called by `act` and `replacing` (begin) and `reconcile` (goes on).
@@ -24,6 +26,7 @@ from shared.autoscaling.growth import BUSY_WAIT, Declined
 from shared.autoscaling.ledger import LONGEST_LAG, Change, Cleanup, Phase, Removal
 from shared.autoscaling.observe import machine_of
 from shared.autoscaling.pools.driver import Driver, Machine, MachineState
+from shared.autoscaling.reimage import make_anew
 from shared.autoscaling.work import Work, poll_due
 from shared.errors import ApiError, NotFoundError, ThrottledError, UnavailableError, UnsafePlanError
 from shared.model.duration import parse_duration
@@ -100,7 +103,9 @@ def follow_removals(work: Work) -> list[Outcome]:
             outcomes += _step(work, removal)
         elif removal.phase is Phase.UNDOING:
             outcomes += _undo(work, removal)
-    for pool in sorted({one.pool for one in work.ledger.draining.values()}):
+        if removal.reimage and (removal.phase is Phase.REIMAGING or removal.drained):
+            outcomes += _make_anew(work, removal)
+    for pool in sorted({one.pool for one in work.ledger.draining.values() if not one.reimage}):
         outcomes += _delete_drained(work, pool)
     outcomes += follow_cleanups(work)
     if work.ledger.draining:
@@ -121,6 +126,25 @@ def _step(work: Work, removal: Removal) -> list[Outcome]:
     except (Declined, ApiError) as error:
         return [_give_up(work, removal, str(error))]
     return []
+
+
+def _make_anew(work: Work, removal: Removal) -> list[Outcome]:
+    """The machine stays: when it is through, its node takes pods again."""
+    try:
+        if not make_anew(work, removal):
+            return []
+    except (ThrottledError, UnavailableError) as error:
+        removal.message = str(error)[:300]
+        _wait_for(work, error)
+        return []
+    except (Declined, ApiError) as error:
+        return [_give_up(work, removal, str(error))]
+    removal.phase, removal.drained = Phase.UNDOING, False
+    work.pools_changed()
+    work.save()
+    _undo(work, removal)
+    message = f"{_short(removal)} of {removal.name}: drained and made anew"
+    return [_outcome(removal, Status.SUCCEEDED, message, event="NodeReimaged")]
 
 
 # Draining
@@ -206,7 +230,7 @@ def _undo(work: Work, removal: Removal) -> list[Outcome]:
 
 def _delete_drained(work: Work, pool: str) -> list[Outcome]:
     """Delete the pool's machines whose pods have all left, in one request; follow those asked for."""
-    ours = [one for one in work.ledger.draining.values() if one.pool == pool]
+    ours = [one for one in work.ledger.draining.values() if one.pool == pool and not one.reimage]
     ready = [one for one in ours if one.phase is Phase.DRAINING and one.drained]
     going = [one for one in ours if one.phase is Phase.DELETING]
     outcomes = _follow_deletion(work, going) if going else []
@@ -499,11 +523,12 @@ def _outcome(
     removal: Removal, status: Status, message: str, *, event: str = "", final: bool = False
 ) -> Outcome:
     kind = ActionKind.SCALE_DOWN if removal.node else ActionKind.DELETE_INSTANCE
+    kind = ActionKind.REIMAGE if removal.reimage else kind
     action = Action(
         kind=kind,
         target=_short(removal),
         reason=removal.reason or "Requested",
-        message=f"remove {_short(removal)} of {removal.name}",
+        message=f"{'make anew' if removal.reimage else 'remove'} {_short(removal)} of {removal.name}",
         parameters={"pool": removal.pool, "machine": removal.machine},
     )
     data: dict[str, Any] = {"pool": removal.pool, "evicted": removal.evicted}

@@ -177,9 +177,8 @@ def _member(machine: Machine, node: Node | None, *, is_old: bool, is_leaving: bo
 def course_of(work: Work, roll: Roll, pool: Pool) -> Course:
     """What holds throughout."""
     boot = parse_duration(pool.policy.provision_timeout or work.place.policy.scale_up.provision_timeout)
-    return Course(
-        size=roll.size, most=max(pool.max, roll.size), surge=roll.surge, boot=boot, is_strict=not roll.machine
-    )
+    most = roll.size if roll.reimage else max(pool.max, roll.size)
+    return Course(size=roll.size, most=most, surge=roll.surge, boot=boot, is_strict=not roll.machine)
 
 
 def go_on(work: Work, run: str, sight: Sight) -> bool:
@@ -220,8 +219,8 @@ def wait_for(work: Work, roll: Roll, line: str, patience: timedelta = PATIENCE) 
 
 
 def progress_of(roll: Roll) -> str:
-    """`agents: 2 of 6 replaced`."""
-    return f"{roll.name}: {max(0, roll.of - roll.old)} of {roll.of} replaced"
+    """`agents: 2 of 6 nodes done`."""
+    return f"{roll.name}: {max(0, roll.of - roll.old)} of {roll.of} nodes done"
 
 
 def _carry_out(work: Work, roll: Roll, sight: Sight, step: Step) -> str:
@@ -271,6 +270,7 @@ def _remove(work: Work, roll: Roll, sight: Sight, members: Sequence[Member]) -> 
             node=one.node,
             uid=one.uid,
             computer_name=one.name,
+            reimage=roll.reimage,
             is_lost=not one.is_ready,
         )
         for one in members
@@ -285,7 +285,7 @@ def _remove(work: Work, roll: Roll, sight: Sight, members: Sequence[Member]) -> 
     begin_removal(work, action, pool, removals)
     follow_removals(work)
     _note_asked(work, roll)
-    return f"{', '.join(names)} is being drained and removed"
+    return f"{', '.join(names)} is being drained"
 
 
 def _note_asked(work: Work, roll: Roll) -> None:
@@ -299,7 +299,7 @@ def _note_asked(work: Work, roll: Roll) -> None:
 def _given_up(roll: Roll, sight: Sight) -> str:
     """A node whose removal was begun, is not under way any more, and which is still there."""
     for one in sight.members:
-        if one.node in roll.asked and not one.is_leaving:
+        if one.is_old and one.node in roll.asked and not one.is_leaving:
             why = roll.asked[one.node]
             return (
                 f"{one.node} stays, its removal was given up{f': {why}' if why else '; the journal says why'}"

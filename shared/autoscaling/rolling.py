@@ -140,7 +140,7 @@ def what_is_wrong(member: Member, course: Course) -> str:
 def _awaited(members: Iterable[Member], unwell: Sequence[Member]) -> str:
     members = list(members)
     if going := [one.node or one.name for one in members if one.is_leaving]:
-        return f"{', '.join(sorted(going))} is being drained and removed"
+        return f"{', '.join(sorted(going))} is being drained"
     if coming := [one.node or one.name for one in members if not one.is_ready and one not in unwell]:
         return f"{', '.join(sorted(coming))} is not Ready yet"
     return "new machines are on their way"

@@ -83,7 +83,8 @@ def rolling_upgrade(
             return upgrade_by_aks(work, pool, nodes, roll)
         _set_model(work, pool, roll, parameters)
         go_on(work, claim.run_id, _look(work, pool, nodes, roll))
-        return f"{pool.name}: {roll.of} machines replaced, all {roll.size} are of the latest model"
+        how = "made anew" if roll.reimage else "replaced"
+        return f"{pool.name}: {roll.of} machines {how}, all {roll.size} are of the latest model"
 
     return carry_out(work, clients, ActionKind.ROLLING_UPGRADE, parameters.pool, proceed)
 
@@ -91,7 +92,9 @@ def rolling_upgrade(
 def _begin(work: Work, pool: Pool, nodes: Sequence[Node], parameters: UpgradeParameters) -> Roll:
     """Refuses what cannot end well before anything is touched."""
     image = _image_of(parameters, pool)
-    known = {"surge": parameters.surge, "timeout": parameters.timeout or ""}
+    if parameters.reimage and (pool.kind is not PoolKind.SCALE_SET or parameters.surge != 1):
+        raise Declined("reimage is for uniform scale sets, one node at a time; leave it or surge out")
+    known = {"surge": parameters.surge, "timeout": parameters.timeout or "", "reimage": parameters.reimage}
     known |= {"image": parameters.image} if image and pool.kind is PoolKind.AVAILABILITY_SET else {}
     if pool.kind is PoolKind.AGENT_POOL:
         known |= {"target": choose_target(work, pool, parameters), "version": parameters.version}
@@ -151,10 +154,10 @@ def _guard_model(work: Work, pool: Pool, parameters: UpgradeParameters) -> None:
             f"its upgradePolicy is {mode}: Azure would change machines by itself, undrained; set it to Manual"
         )
     profile = (properties.get("virtualMachineProfile") or {}).get("storageProfile") or {}
-    if profile.get("dataDisks") and not parameters.discard_local_data:
+    if profile.get("dataDisks") and not parameters.reimage and not parameters.discard_local_data:
         raise Declined(
-            "its model has data disks, which are deleted with their machine; if nothing on them is needed: "
-            "discardLocalData=true"
+            "its model has data disks, which are deleted with their machine; reimage=true keeps them, or if "
+            "nothing on them is needed: discardLocalData=true"
         )
 
 

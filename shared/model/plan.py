@@ -42,6 +42,7 @@ class ActionKind(enum.StrEnum):
     UNCORDON = "Uncordon"
     DRAIN = "Drain"
     REPLACE_NODE = "ReplaceNode"
+    REIMAGE = "Reimage"
     ROLLING_UPGRADE = "RollingUpgrade"
 
 

@@ -136,6 +136,10 @@ class UpgradeParameters(Parameters, frozen=True, kw_only=True, rename="camel", f
     """AKS pools: the Kubernetes version; without it the newest node image of the version they have."""
     surge: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
     """New machines at once beyond the pool's size, within its maximum; AKS pools have their own setting."""
+    reimage: bool = False
+    """Uniform scale sets: make machines anew in place, one at a time, instead of replacing them; the pool has
+    one node less meanwhile, and data disks of the model stay.
+    """
     timeout: Duration | None = None
     """Longest drain of one node; the policy's `scaleDown.drainTimeout` when absent."""
     backup: bool = True

@@ -356,7 +356,7 @@ COMMANDS = [
         "run rolling-upgrade",
         2,
         "keeper: parameters of operation 'rolling-upgrade': Object missing required field `pool`; "
-        "it takes pool, image, version, surge, timeout, backup, discardLocalData",
+        "it takes pool, image, version, surge, reimage, timeout, backup, discardLocalData",
     ),
     Row(
         "YAML that is not YAML",
@@ -433,7 +433,7 @@ MESSAGES = [
         "operations",
         '{"id": "bad-4", "operation": "rolling-upgrade", "cluster": "prod"}',
         "parameters of operation 'rolling-upgrade': Object missing required field `pool`; "
-        "it takes pool, image, version, surge, timeout, backup, discardLocalData",
+        "it takes pool, image, version, surge, reimage, timeout, backup, discardLocalData",
     ),
     Message(
         "a nudge for an unknown cluster",

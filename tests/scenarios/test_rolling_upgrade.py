@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from scenarios.autoscaling_app import App
 
+from sandbox.arm.compute.machines import data_disks
 from sandbox.arm.containerservice import POOLS
-from sandbox.arm.core import Ending, merged
+from sandbox.arm.core import Answer, Call, Ending, merged
 from sandbox.etcd import EtcdCluster
 from sandbox.scenario import World
 from shared.model.resource_id import parse_resource_id
@@ -99,6 +100,52 @@ def test_a_scale_set_gets_a_new_image_and_never_has_fewer_nodes(
     assert journal.count("drained and deleted") == 3, journal
 
 
+def test_machines_are_reimaged_in_place_one_at_a_time(world: World, start: Callable[..., App]) -> None:
+    disks = {"dataDisks": [{"lun": 0, "createOption": "Empty", "diskSizeGB": 64}]}
+    add_set(world, count=2, storageProfile=disks)
+    app = start()
+    world.add_deployment("web", replicas=4, cpu="300m")
+    world.advance(10)
+    truth, counts = world.arm.truth, []
+    old = {name: truth.machine(world.machine(name)).boots for name in world.nodes()}
+
+    def count() -> None:
+        counts.append(sum(world.node(name).is_ready for name in world.nodes()))
+
+    record = upgrade(app, reimage=True, each=count)
+    assert record.state is OperationState.SUCCEEDED, record.message
+    assert record.message == "agents: 2 machines made anew, all 2 are of the latest model"
+    assert set(world.nodes()) == set(old)
+    assert images(world) == ["1-34 2.0.0"] * 2
+    assert all(truth.machine(world.machine(name)).boots == boots + 2 for name, boots in old.items())
+    assert not any(world.node(name).document["spec"].get("unschedulable") for name in old)
+    assert min(counts) >= 1
+    assert running(world) == 4
+
+
+def test_nothing_is_reimaged_while_a_volume_is_attached(world: World, start: Callable[..., App]) -> None:
+    add_set(world, count=2)
+    app = start()
+    world.add_stateful_set("db", replicas=1)
+    world.until(lambda: world.pods("db") and world.pods("db")[0].is_running, within=300)
+    actions = world.arm.core.types["microsoft.compute/virtualmachinescalesets"].actions
+    held: list[int] = []
+
+    def watched(call: Call) -> Answer:
+        (instance,) = call.document["instanceIds"]
+        machine = call.state.find(call.id.child("virtualMachines", instance))
+        assert machine is not None
+        held.append(len(data_disks(machine)))
+        return reimage(call)
+
+    reimage, actions["reimage"] = actions["reimage"], watched
+    record = upgrade(app, reimage=True)
+    assert record.state is OperationState.SUCCEEDED, record.message
+    assert held == [0, 0]
+    world.until(lambda: world.pods("db")[0].is_running, within=600)
+    assert world.corruptions == []
+
+
 def test_an_availability_set_gets_machines_of_a_new_image(world: World, start: Callable[..., App]) -> None:
     where = "Microsoft.Compute/availabilitySets"
     found = world.arm.put(
@@ -175,6 +222,7 @@ def test_a_new_node_that_falls_ill_stops_it(world: World, start: Callable[..., A
         ({}, {"image": "contoso:nodes:1-34:latest"}, "name the version"),
         ({}, {"image": "ubuntu"}, "expected publisher:offer:sku:version"),
         ({}, {"version": "1.34.2"}, "comes with its image"),
+        ({"flexible": True}, {"reimage": True}, "reimage is for uniform scale sets"),
         ({}, {"pool": "nobody"}, "has no autoscaled pool 'nobody'; there are: agents"),
         (
             {"storageProfile": {"dataDisks": [{"lun": 0, "createOption": "Empty", "diskSizeGB": 64}]}},

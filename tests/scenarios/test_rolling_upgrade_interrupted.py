@@ -76,9 +76,13 @@ def flexible(world: World) -> Course:
     return scale_set(world, flexible=True)
 
 
-def scale_set(world: World, *, flexible: bool) -> Course:
+def reimage(world: World) -> Course:
+    return scale_set(world, flexible=False, reimage=True)
+
+
+def scale_set(world: World, *, flexible: bool, **parameters: object) -> Course:
     found = world.add_scale_set("agents", SIZE_OF_POOL, size=SIZE, flexible=flexible)
-    return Course(world, found, {"image": NEW})
+    return Course(world, found, {"image": NEW, **parameters})
 
 
 def availability_set(world: World) -> Course:
@@ -92,6 +96,15 @@ def replaced(course: Course, old: list[str]) -> None:
     assert not set(course.nodes()) & set(old)
     assert course.fewest == SIZE_OF_POOL
     assert course.most <= SIZE_OF_POOL + 1
+
+
+def made_anew(course: Course, old: list[str]) -> None:
+    """The same nodes on other images; one at a time was away."""
+    assert set(course.nodes()) == set(old)
+    assert course.fewest >= SIZE_OF_POOL - 1
+    machines = [course.world.arm.core.state.find(course.world.machine(name)) for name in old]
+    profiles = [one.body["properties"]["storageProfile"] for one in machines if one]
+    assert [one["imageReference"]["version"] for one in profiles] == ["2.0.0"] * SIZE_OF_POOL
 
 
 def aks(world: World) -> Course:
@@ -113,6 +126,7 @@ def upgraded(course: Course, old: list[str]) -> None:
 KINDS: dict[str, tuple[Callable[[World], Course], Callable[[Course, list[str]], None]]] = {
     "uniform": (uniform, replaced),
     "flexible": (flexible, replaced),
+    "reimage": (reimage, made_anew),
     "availability-set": (availability_set, replaced),
     "aks": (aks, upgraded),
 }

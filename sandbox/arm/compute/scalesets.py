@@ -371,17 +371,22 @@ class ScaleSets(ResourceType):
                 continue
             apply_disks(core, machine_id)
             switch(core, machine_id, effect["power"])
-            extra = {"model": core.state.resources[set_id.lower()].hidden["model"]}
-            change(
-                core,
-                machine_id,
-                {"provisioningState": "Succeeded"},
-                **(extra if effect.get("upgrade") else {}),
-            )
+            self._updated(core, set_id, machine_id, is_upgrade=bool(effect.get("upgrade")))
         if effect.get("delete"):
             core.state.remove(parse_resource_id(set_id))
         elif core.state.find(set_id) is not None and effect["do"] == "scale":
             change(core, set_id, {"provisioningState": "Succeeded"})
+
+    def _updated(self, core: Core, set_id: str, machine_id: str, *, is_upgrade: bool) -> None:
+        properties: Document = {"provisioningState": "Succeeded"}
+        if not is_upgrade:
+            change(core, machine_id, properties)
+            return
+        scale_set = core.state.resources[set_id.lower()]
+        profile = scale_set.body["properties"].get("virtualMachineProfile") or {}
+        image = (profile.get("storageProfile") or {}).get("imageReference")
+        properties |= {"storageProfile": {"imageReference": image}} if image else {}
+        change(core, machine_id, properties, model=scale_set.hidden["model"])
 
     def fail(self, core: Core, operation: Operation) -> None:
         """Deletions that did not happen leave Failed instances; so do power changes."""

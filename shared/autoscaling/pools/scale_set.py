@@ -61,6 +61,10 @@ class UniformScaleSet:
             one.instance_id or one.name for one in found if one.properties.latest_model_applied is False
         )
 
+    def make_anew(self, arm: Arm, pool_id: str, instance: str, *, is_model: bool) -> Begun:
+        """POST .../manualupgrade, to the set's latest model, or .../reimage, which makes the OS disk anew."""
+        return arm.post(pool_id, "manualupgrade" if is_model else "reimage", {"instanceIds": [instance]})
+
     def set_image(self, arm: Arm, fresh: Fresh, image: Document) -> Begun:
         """PATCH of the model's image with If-Match; machines that are there stay as they are."""
         profile = {"storageProfile": {"imageReference": image}}
