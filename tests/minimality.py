@@ -52,7 +52,7 @@ def _fits_without(
         draw.shuffle(rows)
     for row in rows:
         node = scene.board.nodes[row]
-        again.board.add_row(Row(node, free_of(node, again.board.free), {}))
+        again.board.add_row(Row(node, free_of(node, again.board.free)))
     again.packer.settle(groups)
     return all(one.count - again.packer.remaining[one.key] >= placed[one.key] for one in groups)
 

@@ -11,7 +11,7 @@ Mutable, unlike everything else here, and used inside one decision only: `place`
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -31,11 +31,10 @@ from shared.model.pod import HostPort, PodShape, PodSpec, PodTerm, Spread
 ENDLESS = 1 << 62
 """Free amount of something that is not limited."""
 
-MISSES_BEFORE_SORTING = 6_000
-"""Rows looked at in vain before the index of free amounts is made anew; that costs about as much."""
-
 LEVELS = 256
-"""Steps of that index: more find fewer rows in vain and cost more memory."""
+"""Steps of the index of free amounts: more find fewer rows in vain and cost more memory."""
+SHELF = 16
+"""Levels of that index that are also known together: about the square root, so that few are put together."""
 
 
 ClaimName = tuple[str, str]
@@ -43,11 +42,12 @@ ClaimName = tuple[str, str]
 
 
 class Row(NamedTuple):
-    """What a node starts with: the node, free amounts by resource, and pods on it by shape."""
+    """What a node starts with: the node, amounts it has and amounts in use by resource, pods by shape."""
 
     node: Node
-    free: Mapping[str, int]
-    shapes: Mapping[int, int]
+    has: Mapping[str, int]
+    used: Mapping[str, int] = {}
+    shapes: Mapping[int, int] = {}
     closed: bool = False
 
 
@@ -195,7 +195,6 @@ class Board:
         self._class_masks: list[int] = []
         self._class_of: list[int] = []
         self._label_keys: frozenset[str] = frozenset()
-        self._groups: list[Group] = []
         self._static: dict[int, _Static] = {}
         self._counters: dict[tuple[object, ...], tuple[Rule, Counter, Callable[[int], bool]]] = {}
         self._counting: dict[int, list[Counter]] = {}
@@ -206,14 +205,15 @@ class Board:
         self._sharing: dict[int, tuple[tuple[str, ClaimName], ...]] = {}
         self._attached: dict[ClaimName, dict[int, int]] = {}
         self._has_company = False
+        self._is_watched = False
+        self._special: set[int] = set()
         self._where: dict[int, dict[int, int]] = {}
-        self._index = _Index()
+        self._index = _Index({}, ())
 
     # Building
 
     def prepare(self, groups: Sequence[Group], rows: Iterable[Row]) -> None:
         """Set the board for these groups; rows first given are looked at first."""
-        self._groups = list(groups)
         names = {name for group in groups for name in group.requests}
         names |= {name for group in groups for name, _ in group.shared_volumes}
         self._sharing = {group.shape: group.shared_volumes for group in groups if group.shared_volumes}
@@ -222,6 +222,10 @@ class Board:
         self._has_company = any(group.spec.is_social or group.together for group in groups) or any(
             shape.spec.anti_affinity for shape in self.shapes
         )
+        with_ports = {number for number, shape in enumerate(self.shapes) if shape.spec.host_ports}
+        self._special = with_ports | self._sharing.keys()
+        self._is_watched = self._has_company or bool(with_ports)
+        self._index = _Index(self.free, groups)
         for row in rows:
             number = self._append(row)
             if self._has_company:
@@ -241,7 +245,6 @@ class Board:
                 counter.admit(value, bit)
         for shape, count in row.shapes.items():
             self._count(shape, number, count)
-        self._index.fresh |= bit
         return number
 
     def remove_last(self) -> None:
@@ -260,9 +263,9 @@ class Board:
         self.on.pop()
         self._class_masks[self._class_of.pop()] &= ~bit
         self.open &= ~bit
-        self._index.fresh &= ~bit
         for amounts in self.free.values():
             amounts.pop()
+        self._index.remove_last()
         for by_address in self._ports.values():
             for address in by_address:
                 by_address[address] &= ~bit
@@ -271,8 +274,10 @@ class Board:
         number, node = len(self.nodes), row.node
         self.nodes.append(node)
         self.on.append(dict(row.shapes))
+        has, used = row.has.get, row.used.get
         for name, amounts in self.free.items():
-            amounts.append(row.free.get(name, 0))
+            amounts.append(has(name, 0) - used(name, 0))
+        self._index.stale.add(number)
         key = self._class_key(node)
         at = self._classes.get(key)
         if at is None:
@@ -284,12 +289,10 @@ class Board:
         self._class_of.append(at)
         if not row.closed:
             self.open |= bit
-        for shape, count in row.shapes.items():
-            ports = self.shapes[shape].spec.host_ports
-            if ports:
-                self._take_ports(ports, bit)
+        for shape in self._special and self._special & row.shapes.keys():
+            self._take_ports(self.shapes[shape].spec.host_ports, bit)
             for _, claim in self._sharing.get(shape, ()):
-                self._use(claim, number, count)
+                self._use(claim, number, row.shapes[shape])
         return number
 
     def _class_key(self, node: Node) -> tuple[object, ...]:
@@ -502,34 +505,23 @@ class Board:
         """
         wanted = [(self.free[name], amount) for name, amount in group.requests.items()]
         wanted.append((self.free["pods"], 1))
-        index = self._index
-        for row in bits(self._candidates(group, among)):
+        for row in bits(self._index.narrow(among, group.requests)):
             for amounts, amount in wanted:
                 if amounts[row] < amount:
-                    index.misses += 1
                     break
             else:
                 yield row
 
-    def _candidates(self, group: Group, among: int) -> int:
-        """Rows of `among` that may have room."""
-        index = self._index
-        if index.misses > MISSES_BEFORE_SORTING:
-            index.sort(self.free, self._groups, self.nodes)
-            index.made_at = len(self.placements)
-        return index.narrow(among, group.requests)
-
     def fill(self, group: Group, among: int, wanted: int) -> int:
         """Place up to `wanted` pods on these rows, lowest first, by resources alone; how many were placed."""
-        index, pods, left = self._index, self.free["pods"], wanted
+        pods, left = self.free["pods"], wanted
         asked = [(self.free[name], amount) for name, amount in group.requests.items()]
-        for row in bits(self._candidates(group, among)):
+        for row in bits(self._index.narrow(among, group.requests)):
             count = pods[row] if pods[row] < left else left
             for amounts, amount in asked:
                 if amounts[row] < amount * count:
                     count = amounts[row] // amount
             if count <= 0:
-                index.misses += 1
                 continue
             self.place(group, row, count)
             left -= count
@@ -550,12 +542,19 @@ class Board:
         self.placements.append(Placement(group, row, count))
 
     def _move(self, group: Group, row: int, count: int) -> None:
-        free, shape, on = self.free, group.shape, self.on[row]
+        free = self.free
         for name, amount in group.requests.items():
             free[name][row] -= amount * count
         free["pods"][row] -= count
+        self._index.stale.add(row)
         for name, claim in group.shared_volumes:
             free[name][row] -= self._use(claim, row, count)
+        if self._is_watched:
+            self._watch(group, row, count)
+
+    def _watch(self, group: Group, row: int, count: int) -> None:
+        """Ports and counters follow the pods."""
+        shape, on = group.shape, self.on[row]
         number = on.get(shape, 0) + count
         if number:
             on[shape] = number
@@ -591,17 +590,11 @@ class Board:
             self._move(placement.group, placement.row, -placement.count)
         while len(self.nodes) > rows:
             self.remove_last()
-        if self._index.made_at > placements:
-            self.forget_index()  # made when rows were fuller, it would hide some
         return undone
 
     def close(self, row: int) -> None:
         """Nothing more is placed there; for a planned node that is given up."""
         self.open &= ~(1 << row)
-
-    def forget_index(self) -> None:
-        """Something became free again: the index may hide rows."""
-        self._index.misses = MISSES_BEFORE_SORTING + 1
 
 
 class Company:
@@ -790,59 +783,82 @@ def _label_keys(groups: Iterable[Group]) -> frozenset[str]:
 
 
 class _Index:
-    """For each resource, rows by what is free; narrows the rows to look at, never hides one with room.
-
-    Exact when made; rows that are filled later are found in vain until it is made anew.
+    """Rows by what is free of each resource, in levels; narrows the rows to look at, never hides one with
+    room. Rows that changed are noted in `stale` and put where they belong before the next question.
     """
 
-    def __init__(self) -> None:
-        self.fresh = 0
-        self.made_at = 0
-        """Placements there were when it was made."""
-        self.misses = MISSES_BEFORE_SORTING + 1
-        self._levels: dict[str, tuple[list[int], list[int]]] = {}
-
-    def sort(self, free: Mapping[str, list[int]], groups: Sequence[Group], rows: Sequence[object]) -> None:
-        """Make it anew."""
-        self.misses, self.fresh = 0, 0
-        self._levels = {}
+    def __init__(self, free: Mapping[str, list[int]], groups: Sequence[Group]) -> None:
+        self.stale: set[int] = set()
+        self._levels: dict[str, _Levels] = {}
         for name, amounts in free.items():
-            wanted = sorted({group.requests.get(name, 0) for group in groups} - {0})
-            if wanted:
-                steps = wanted[:: max(1, len(wanted) // LEVELS)]
-                self._levels[name] = (steps, _masks(steps, amounts))
+            asked = sorted({group.requests.get(name, 0) for group in groups} - {0})
+            steps = asked[:: -(-len(asked) // LEVELS)] if asked else [1] if name == "pods" else []
+            if steps:
+                self._levels[name] = _Levels(amounts, steps)
 
     def narrow(self, among: int, requests: Mapping[str, int]) -> int:
-        """Rows of `among` that may have room."""
-        old, new = among & ~self.fresh, among & self.fresh
-        for name, amount in requests.items():
-            level = self._levels.get(name)
-            if level is None:
+        """Rows of `among` that may have room for a pod."""
+        levels = self._levels
+        if self.stale:
+            for level in levels.values():
+                level.update(self.stale)
+            self.stale.clear()
+        for name, amount in (("pods", 1), *requests.items()):
+            if among and name in levels:
+                among &= levels[name].at_least(amount)
+        return among
+
+    def remove_last(self) -> None:
+        """The last row is gone from the amounts."""
+        for level in self._levels.values():
+            level.remove_last()
+
+
+class _Levels:
+    """Rows by the level that their amount of one resource reaches; level 0 is too little for any pod."""
+
+    def __init__(self, amounts: list[int], steps: list[int]) -> None:
+        self._amounts, self._steps = amounts, steps
+        self._at: list[int] = []
+        """Level of each row."""
+        self._rows = [0] * (len(steps) + 1)
+        self._shelves = [0] * (len(steps) // SHELF + 1)
+
+    def update(self, stale: Iterable[int]) -> None:
+        """Put rows where they belong by now; rows that are gone are left out."""
+        at, rows, shelves, amounts, steps = self._at, self._rows, self._shelves, self._amounts, self._steps
+        at += [0] * (len(amounts) - len(at))
+        for row in stale:
+            if row >= len(amounts):
                 continue
-            steps, masks = level
-            at = bisect_left(steps, amount + 1) - 1
-            if at >= 0:
-                old &= masks[at]
-        return old | new
+            before, after = at[row], bisect_right(steps, amounts[row])
+            if before != after:
+                at[row], bit = after, 1 << row
+                if before:
+                    rows[before] ^= bit
+                    shelves[before // SHELF] ^= bit
+                if after:
+                    rows[after] ^= bit
+                    shelves[after // SHELF] ^= bit
 
+    def at_least(self, amount: int) -> int:
+        """Rows with at least that much, and some with a little less."""
+        level = bisect_right(self._steps, amount)
+        if not level:
+            return -1  # less than anybody asked for when this was made
+        whole = -(-level // SHELF)
+        found = 0
+        for rows in self._rows[level : whole * SHELF]:
+            found |= rows
+        for rows in self._shelves[whole:]:
+            found |= rows
+        return found
 
-def _masks(steps: Sequence[int], amounts: Sequence[int]) -> list[int]:
-    """For each step, the rows with at least that much."""
-    buckets: list[list[int]] = [[] for _ in steps]
-    for row, amount in enumerate(amounts):
-        at = bisect_left(steps, amount + 1) - 1
-        if at >= 0:
-            buckets[at].append(row)
-    masks, mask = [0] * len(steps), 0
-    for at in range(len(steps) - 1, -1, -1):
-        mask |= mask_of(buckets[at], len(amounts))
-        masks[at] = mask
-    return masks
-
-
-def mask_of(rows: Iterable[int], size: int) -> int:
-    """Bits of these rows."""
-    array = bytearray(size // 8 + 1)
-    for row in rows:
-        array[row >> 3] |= 1 << (row & 7)
-    return int.from_bytes(array, "little")
+    def remove_last(self) -> None:
+        """The last row is gone from the amounts."""
+        last = len(self._amounts)
+        if len(self._at) > last:
+            level = self._at.pop()
+            if level:
+                self._rows[level] ^= 1 << last
+                self._shelves[level // SHELF] ^= 1 << last

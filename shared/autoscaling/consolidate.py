@@ -128,7 +128,6 @@ def _fits(scene: Scene, chosen: Sequence[Candidate], offer: Offer | None) -> boo
     ]
     for group, row, count in lifted:
         board.lift(group, row, count)
-    board.forget_index()
     if offer:
         packer.open_node(offer)
     gone = sum(1 << row for row in rows) | sum(1 << row for row in scene.coming)
@@ -140,5 +139,4 @@ def _fits(scene: Scene, chosen: Sequence[Candidate], offer: Offer | None) -> boo
     packer.undo(mark, kept)
     for group, row, count in lifted:
         board.lift(group, row, -count)
-    board.forget_index()
     return fits

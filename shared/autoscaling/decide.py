@@ -7,6 +7,7 @@ are named for removal. Every pod and every node left alone has its reason. Pure.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
@@ -200,16 +201,21 @@ def _pack_whole(scene: Scene, groups: Sequence[Group]) -> None:
 
 def _growth(scene: Scene) -> Iterator[Action]:
     """One action for each pool that grows, the pools with the most pods first."""
-    held = {offer.pool.id: _held(scene, offer) for offer in scene.offers}
+    held = _held(scene)
     growing = [offer for offer in scene.offers if offer.rows]
     gap = _gap(scene) if growing else ""
     for offer in sorted(growing, key=lambda one: (-held[one.pool.id], one.pool.id)):
         yield _grow(scene, offer, held[offer.pool.id], gap)
 
 
-def _held(scene: Scene, offer: Offer) -> int:
-    rows = set(offer.rows)
-    return sum(one.count for one in scene.board.placements if one.row in rows)
+def _held(scene: Scene) -> Counter[str]:
+    """Pods on planned nodes, by the pool's id."""
+    pools = {row: offer.pool.id for offer in scene.offers for row in offer.rows}
+    found: Counter[str] = Counter()
+    for one in scene.board.placements:
+        if one.row in pools:
+            found[pools[one.row]] += one.count
+    return found
 
 
 def _grow(scene: Scene, offer: Offer, pods: int, gap: str) -> Action:

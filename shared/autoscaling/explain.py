@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import repeat
 
-from shared.autoscaling.board import Group, selects, tolerates
+from shared.autoscaling.board import Group, Placement, selects, tolerates
 from shared.autoscaling.pack import Offer, in_place
 from shared.autoscaling.scene import Scene
 from shared.autoscaling.templates import free_of
@@ -19,40 +20,39 @@ LIFTABLE = (
 """Blockers of a pool whose nodes would do, the smallest obstacle first."""
 
 
-def explain(scene: Scene) -> Iterator[LeftAlone]:
+def explain(scene: Scene) -> list[LeftAlone]:
     """One for each pending pod, in the order of groups."""
-    for pod, reason, message in scene.waiting:
-        yield LeftAlone(subject=pod.subject, reason=reason, message=message)
-    rows = _rows_by_group(scene)
-    pools = {
+    found = [
+        LeftAlone(subject=pod.subject, reason=reason, message=message)
+        for pod, reason, message in scene.waiting
+    ]
+    placed: defaultdict[int, list[Placement]] = defaultdict(list)
+    for one in scene.board.placements:
+        placed[one.group.key].append(one)
+    places = {
         row: ("NewNode", f"gets a new node of pool {offer.pool.name}")
         for offer in scene.offers
         for row in offer.rows
     }
     for group in scene.groups:
-        yield from _explain_group(scene, group, rows.get(group.key, []), pools)
-
-
-def _rows_by_group(scene: Scene) -> dict[int, list[tuple[int, int]]]:
-    found: dict[int, list[tuple[int, int]]] = {}
-    for placement in scene.board.placements:
-        found.setdefault(placement.group.key, []).append((placement.row, placement.count))
+        found += _explain_group(scene, group, placed.get(group.key, ()), places)
     return found
 
 
 def _explain_group(
-    scene: Scene, group: Group, placed: list[tuple[int, int]], new: dict[int, tuple[str, str]]
-) -> Iterator[LeftAlone]:
-    pods = iter(scene.pods[group.key])
-    for row, count in placed:
-        reason, message = new.get(row) or _place(scene, row)
-        for pod in islice(pods, count):
-            yield LeftAlone(subject=f"{pod.namespace}/{pod.name}", reason=reason, message=message)
-    rest = list(pods)
-    if rest:
-        reason, message = blocker(scene, group)
-        for pod in rest:
-            yield LeftAlone(subject=pod.subject, reason=reason, message=message)
+    scene: Scene, group: Group, placed: Iterable[Placement], places: dict[int, tuple[str, str]]
+) -> list[LeftAlone]:
+    """`places`: what is said of rows; those that were not spoken of yet are added."""
+    pods = scene.pods[group.key]
+    told: list[tuple[str, str]] = []
+    for one in placed:
+        told += repeat(places.get(one.row) or places.setdefault(one.row, _place(scene, one.row)), one.count)
+    if len(told) < len(pods):
+        told += repeat(blocker(scene, group), len(pods) - len(told))
+    return [
+        LeftAlone(subject=pod.subject, reason=reason, message=message)
+        for pod, (reason, message) in zip(pods, told, strict=False)
+    ]
 
 
 def _place(scene: Scene, row: int) -> tuple[str, str]:

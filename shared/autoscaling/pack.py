@@ -255,8 +255,6 @@ class Packer:
                 excess.append(at)
         for at in excess:
             del placements[at]
-        if excess:
-            self.board.forget_index()
         return bool(excess)
 
     def usable(self, group: Group) -> list[Offer]:
@@ -309,7 +307,7 @@ class Packer:
     def open_node(self, offer: Offer) -> int:
         """One more planned node; its row."""
         node = offer.next_node()
-        row = self.board.add_row(Row(node, free_of(node, self.board.free), {}))
+        row = self.board.add_row(Row(node, free_of(node, self.board.free)))
         offer.rows.append(row)
         offer.kept_zones.append(node.zone)
         offer.zones[node.zone] += 1

@@ -347,7 +347,6 @@ def _has_homes(scene: Scene, row: int, moving: list[tuple[Group, int]]) -> bool:
     mark = board.mark()
     for group, count in moving:
         board.lift(group, row, count)
-    board.forget_index()
     coming = sum(1 << one for one in scene.coming)
     for group, count in moving:
         packer.remaining[group.key] = count
@@ -356,7 +355,6 @@ def _has_homes(scene: Scene, row: int, moving: list[tuple[Group, int]]) -> bool:
             board.undo_to(mark)
             for other, number in moving:
                 board.lift(other, row, -number)
-            board.forget_index()
             return False
     board.close(row)
     return True

@@ -5,7 +5,7 @@ Built once for each decision out of observation, facts and policy; the rest of t
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -158,7 +158,7 @@ def _count_machines(scene: Scene, pool: Pool) -> None:
 def _group_pods(scene: Scene) -> None:
     """Pending pods that may have a new node, in groups that are alike."""
     age = parse_duration(scene.policy.scale_up.pod_age)
-    by_shape: dict[int, list[PendingPod]] = {}
+    by_shape: defaultdict[int, list[PendingPod]] = defaultdict(list)
     for pod in scene.kubernetes.pending:
         if pod.is_gated:
             scene.waiting.append((pod, "Gated", "it waits for a scheduling gate"))
@@ -166,7 +166,7 @@ def _group_pods(scene: Scene) -> None:
             text = f"it is younger than {scene.policy.scale_up.pod_age} (scaleUp.podAge)"
             scene.waiting.append((pod, "TooYoung", text))
         else:
-            by_shape.setdefault(pod.shape, []).append(pod)
+            by_shape[pod.shape].append(pod)
     for number, pods in by_shape.items():
         if scene.shapes[number].is_daemon:
             text = "it belongs to a node that is there already"
@@ -285,7 +285,7 @@ def _add_headroom(scene: Scene) -> None:
         scene.groups.append(group)
         name = headroom.name or str(number)
         scene.pods[group.key] = [
-            PendingPod("headroom", f"{name}-{one + 1}", "", group.shape) for one in range(headroom.count)
+            PendingPod(f"headroom/{name}-{one + 1}", "", group.shape) for one in range(headroom.count)
         ]
 
 
@@ -318,7 +318,7 @@ def _rows(scene: Scene, groups: Iterable[Group]) -> Iterator[Row]:
         for node in _coming(scene, pool):
             scene.coming[number] = pool.name
             number += 1
-            yield Row(node, free_of(node, drivers), {})
+            yield Row(node, free_of(node, drivers))
 
 
 def _row(
@@ -331,12 +331,10 @@ def _row(
     young: timedelta,
 ) -> Row:
     load = scene.kubernetes.loads.get(node.name)
-    free = free_of(node, drivers)
-    if load is not None:
-        for name, amount in load.used.items():
-            free[name] = free.get(name, 0) - amount
-        for name, _ in {one for shape in load.shapes for one in attached.get(shape, ())} if attached else ():
-            free[name] -= 1
+    used: Mapping[str, int] = load.used if load else {}
+    if attached and load:
+        volumes = {one for shape in load.shapes for one in attached.get(shape, ())}
+        used = {**used, **Counter(name for name, _ in volumes)}
     seen = node
     if not node.is_ready and node.created_at and scene.now - node.created_at < young:
         # It has just joined: its pods will have a place once it is Ready.
@@ -344,7 +342,8 @@ def _row(
         seen = msgspec.structs.replace(node, taints=taints)
     elif not node.is_ready:
         is_closed = True
-    return Row(seen, free, dict(load.shapes) if load else {}, is_closed or node.is_going)
+    has, shapes = free_of(node, drivers), load.shapes if load else {}
+    return Row(seen, has, used, shapes, is_closed or node.is_going)
 
 
 def _coming(scene: Scene, pool: Pool) -> Iterator[Node]:

@@ -9,6 +9,7 @@ Labels, taints and resources of tags and policy come on top.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import pairwise
 
 import msgspec
@@ -52,6 +53,7 @@ EVICTION = 100 * MIB
 RESERVED_MILLICORES = ((1, 60), (2, 100), (4, 140), (8, 180), (16, 260), (32, 420), (64, 740))
 """AKS, "Resource reservations": by the number of cores."""
 USUAL_PODS = 110
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,11 +127,15 @@ def in_zone(template: Template, zone: str) -> Node:
     return msgspec.structs.replace(template.node, labels=labels)
 
 
-def free_of(node: Node, resources: Iterable[str]) -> dict[str, int]:
+def free_of(node: Node, resources: Iterable[str]) -> Mapping[str, int]:
     """What an empty node has; of `resources`, volumes of drivers without a known limit are not limited."""
-    limits = {VOLUMES + driver: count for driver, count in node.volume_limits.items()}
-    volumes = {name: limits.get(name, ENDLESS) for name in resources if name.startswith(VOLUMES)}
-    return dict(node.allocatable) | volumes
+    limits = node.volume_limits
+    volumes = {
+        name: limits.get(name.removeprefix(VOLUMES), ENDLESS)
+        for name in resources
+        if name.startswith(VOLUMES)
+    }
+    return {**node.allocatable, **volumes} if volumes else node.allocatable
 
 
 def _model(own: Sequence[Node], pool: Pool) -> Node | None:
@@ -142,7 +148,7 @@ def _model(own: Sequence[Node], pool: Pool) -> Node | None:
         and node.allocatable.get("cpu")
         and node.labels.get(INSTANCE_TYPE, pool.size).lower() in (pool.size.lower(), "")
     ]
-    return max(fit, key=lambda node: (str(node.created_at or ""), node.name), default=None)
+    return max(fit, key=lambda node: (node.created_at or _LONG_AGO, node.name), default=None)
 
 
 def _copied(model: Node, pool: Pool) -> Node:

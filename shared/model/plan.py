@@ -62,7 +62,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     preconditions: tuple[str, ...] = ()
 
 
-class LeftAlone(msgspec.Struct, frozen=True, kw_only=True):
+class LeftAlone(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One candidate that was considered and not acted on, with the reason."""
 
     subject: str

@@ -156,10 +156,11 @@ class PodShape(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PendingPod(msgspec.Struct, frozen=True, gc=False):
-    """A pod without a node. `shape` is its index in the fold; `is_gated`: it waits for a scheduling gate."""
+    """A pod without a node: `subject` is `namespace/name`, `shape` its index in the fold; `is_gated`: it
+    waits for a scheduling gate.
+    """
 
-    namespace: str
-    name: str
+    subject: str
     uid: str
     shape: int
     created_at: str = ""
@@ -167,9 +168,14 @@ class PendingPod(msgspec.Struct, frozen=True, gc=False):
     is_gated: bool = False
 
     @property
-    def subject(self) -> str:
-        """`namespace/name`."""
-        return f"{self.namespace}/{self.name}"
+    def namespace(self) -> str:
+        """Its namespace."""
+        return self.subject.partition("/")[0]
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.subject.partition("/")[2]
 
 
 class Load(msgspec.Struct):
@@ -324,6 +330,8 @@ class PodFold:
         self._shape_at: dict[tuple[Any, ...], int] = {}
         self._specs: dict[tuple[Any, ...], tuple[int, PodSpec]] = {}
         self._totals: list[tuple[tuple[str, int], ...]] = []
+        self._times: dict[str, str] = {}
+        """Times of creation: many pods are made in the same second, and one text is enough for them."""
 
     def add(self, body: bytes) -> None:
         """One page: a PodList as JSON. msgspec.MsgspecError when it is none."""
@@ -341,11 +349,9 @@ class PodFold:
         elif meta.deleted_at is None:
             gated = pod.spec.gates is not _EMPTY and len(bytes(pod.spec.gates)) > len("null")
             nominated = pod.status.nominated
-            self.pending.append(
-                PendingPod(
-                    meta.namespace, meta.name, meta.uid, self._shape(pod), meta.created_at, nominated, gated
-                )
-            )
+            subject = f"{meta.namespace}/{meta.name}"
+            created_at = self._times.setdefault(meta.created_at, meta.created_at)
+            self.pending.append(PendingPod(subject, meta.uid, self._shape(pod), created_at, nominated, gated))
 
     def _place(self, node: str, shape: int, name: str) -> None:
         load = self.loads.get(node)
