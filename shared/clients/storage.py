@@ -8,6 +8,7 @@ used: importing this module costs nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -120,8 +121,17 @@ def translate(error: AzureError, what: str) -> ApiError:
             "check its address, firewall and that it is running"
         )
     status, code, request_id = _facts(error)
+    if status is None and isinstance(error, ClientAuthenticationError):
+        # Its text is a page long and quotes requests; Entra ID's code says what is wrong.
+        found = re.search(r"AADSTS\d+", str(error))
+        why = found[0] if found else "no usable identity"
+        return ForbiddenError(
+            f"cannot {what}: no token from Entra ID ({why}); check the managed identity or its federated "
+            "credential, client id and secret",
+            code=found[0] if found else None,
+        )
     line = f"cannot {what}: {code or 'HTTP error'} ({status or 'no status'})"
-    if status in (401, 403) or isinstance(error, ClientAuthenticationError):
+    if status in (401, 403):
         kind: type[ApiError] = ForbiddenError
         line += "; check the connection string, or the roles of the identity"
     elif status == 429 or code == "ServerBusy":

@@ -376,6 +376,24 @@ def test_the_process_publishes_with_workload_identity_and_ends_when_asked(
     assert (tmp_path / "token").read_text() not in written
 
 
+def test_an_identity_that_entra_refuses_is_said_plainly(kubernetes: LocalKubernetes, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    kubernetes.put(PODS, pod("p", unschedulable=True))
+    with LocalTopic(WorkloadIdentity(tmp_path)) as topic:
+        nobody = {"AZURE_CLIENT_ID": "30000000-0000-4000-8000-000000000000"}
+        process = start_process(process_environ(kubernetes, tmp_path, **{**topic.environ, **nobody}), log)
+        try:
+            until(lambda: "NotSent" in log.read_text())
+            (line, *_) = [line for line in log.read_text().splitlines() if "NotSent" in line]
+            assert (
+                "no token from Entra ID (AADSTS700213); check the managed identity or its federated" in line
+            )
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0, log.read_text()
+    assert topic.events == []
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
