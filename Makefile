@@ -109,14 +109,14 @@ clean:                 ## remove everything set-up and tests have made
 $(DONE)/python: .venv/bin/python requirements-dev.txt pyproject.toml
 	@echo "  - Python packages from requirements-dev.txt"
 	@$(PIP) $(LOCKED) requirements-dev.txt
-	@$(PIP) --no-deps --no-build-isolation -e .
+	@PYTHONWARNINGS=ignore $(PIP) --no-deps --no-build-isolation -e .
 	@mkdir -p $(DONE) && touch $@
 
 .venv-%/done: requirements-dev.txt pyproject.toml | $(DONE)/python
 	@echo "  - a second environment, .venv-$*, to test under Python $*"
 	@$$(sh sandbox/find-python $*) -m venv .venv-$*
 	@.venv-$*/bin/python -m pip --disable-pip-version-check -q install $(LOCKED) requirements-dev.txt
-	@.venv-$*/bin/python -m pip --disable-pip-version-check -q install --no-deps --no-build-isolation -e .
+	@PYTHONWARNINGS=ignore .venv-$*/bin/python -m pip --disable-pip-version-check -q install --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(DONE)/node: requirements-node.txt | $(DONE)/python

@@ -76,7 +76,7 @@ def test_the_package_is_the_same_bytes_each_time_and_small() -> None:
     first = TARGET.read_bytes()
     assert package([]) == 0
     assert TARGET.read_bytes() == first
-    assert len(first) < 2_000_000
+    assert len(first) < 1_000_000
 
 
 def test_the_licences_of_what_is_deployed_allow_it() -> None:
@@ -156,6 +156,17 @@ def test_the_node_lock_file_has_hashes_and_no_addresses() -> None:
     installed = {name: entry for name, entry in packages.items() if name}
     assert [name for name, entry in installed.items() if "integrity" not in entry] == []
     assert [name for name, entry in installed.items() if "resolved" in entry] == []
+
+
+def test_actions_of_the_sample_workflow_are_pinned_by_commit() -> None:
+    used = [
+        line.strip()
+        for path in (CHECKOUT / ".github").rglob("*.yml")
+        for line in path.read_text().splitlines()
+        if "uses:" in line
+    ]
+    assert used
+    assert [line for line in used if not re.fullmatch(r"- uses: [\w/-]+@[0-9a-f]{40} # v[\d.]+", line)] == []
 
 
 def anchors(path: Path) -> set[str]:

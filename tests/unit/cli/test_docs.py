@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from shared.cli.schema import schema
@@ -19,6 +20,7 @@ from shared.record import VERBS
 
 ROOT = Path(__file__).parents[3]
 CONFIGURATION = ROOT / "docs/configuration.md"
+OPERATIONS_PAGE = ROOT / "docs/operations.md"
 SECTIONS = {
     CONFIGURATION: "",
     ROOT / "docs/autoscaling.md": "clusters[].autoscaling",
@@ -44,6 +46,26 @@ def test_every_app_setting_is_documented() -> None:
     used = {name for file in sources for name in re.findall(r"KUBEKEEPER_[A-Z_]+[A-Z]", file.read_text())}
     documented = set(re.findall(r"^\| `(KUBEKEEPER_[A-Z_]+)`", CONFIGURATION.read_text(), re.MULTILINE))
     assert used == documented
+
+
+def test_every_operation_is_documented_with_its_parameters() -> None:
+    from shared.operations.catalogue import OPERATIONS
+
+    rows = re.findall(
+        r"^\| (`[a-z-]+`(?:, `[a-z-]+`)*) \| .* \| (.*) \|$", OPERATIONS_PAGE.read_text(), re.MULTILINE
+    )
+    documented: dict[str, set[str]] = {}
+    for names, parameters in rows:
+        for name in re.findall(r"`([a-z-]+)`", names):
+            # `reason` (`pause`) says which of the operations of one row takes it.
+            only = dict(re.findall(r"`(\w+)` \(`([a-z-]+)`\)", parameters))
+            bare = re.sub(r":.*?(?=;|$)| \(`[a-z-]+`\)", "", parameters)
+            documented[name] = {p for p in re.findall(r"`(\w+)`", bare) if only.get(p, name) == name}
+    taken = {
+        name: {field.encode_name for field in msgspec.structs.fields(one.parameters)}
+        for name, one in OPERATIONS.items()
+    }
+    assert documented == taken
 
 
 def test_every_documented_event_can_be_sent() -> None:
