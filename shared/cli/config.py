@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from shared.cli.console import print_line, write_file
+from shared.cli.console import print_json, print_line, write_file
+from shared.cli.session import JsonOption
 
 app = typer.Typer(help="Check the configuration, print its schema.", no_args_is_help=True)
 
@@ -15,6 +16,7 @@ app = typer.Typer(help="Check the configuration, print its schema.", no_args_is_
 @app.command("check")
 def check(
     file: Annotated[str, typer.Argument(metavar="FILE", help="kubekeeper.yaml, or - for standard input.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Validate a configuration; no network, no secrets needed."""
     import sys
@@ -27,6 +29,9 @@ def check(
     except OSError as error:
         raise SettingsError(f"cannot read '{file}': {error.strerror}") from error
     settings: Settings = parse_settings(text, "standard input" if file == "-" else file)
+    if as_json:
+        print_json({"file": file, "valid": True, "clusters": [one.name for one in settings.clusters]})
+        return
     with_backups = sum(1 for cluster in settings.clusters if cluster.etcd_backup)
     print_line(f"{file}: valid; clusters: {len(settings.clusters)}, with etcd backups: {with_backups}")
 

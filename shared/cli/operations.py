@@ -34,6 +34,21 @@ def _complete_operation(incomplete: str) -> list[tuple[str, str]]:
     return [(o.name, o.summary) for o in OPERATIONS.values() if o.name.startswith(incomplete)]
 
 
+def _complete_assignment(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Parameters of the operation that was named before, with the `=` that follows."""
+    import msgspec
+
+    from shared.operations.catalogue import OPERATIONS
+
+    # An option that still lacks its value ends parsing: what stood before it is among the rest.
+    words = [*context.args, str(context.params.get("operation"))]
+    operation = next((OPERATIONS[word] for word in words if word in OPERATIONS), None)
+    if operation is None:
+        return []
+    names = [field.encode_name for field in msgspec.structs.fields(operation.parameters)]
+    return [(f"{name}=", "") for name in names if name.startswith(incomplete)]
+
+
 def run(  # noqa: PLR0917  typer reads the options from the signature
     context: typer.Context,
     operation: Annotated[
@@ -46,13 +61,22 @@ def run(  # noqa: PLR0917  typer reads the options from the signature
     ],
     cluster: ClusterOption = None,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            autocompletion=_complete_assignment,
+            help="A parameter; may be repeated.",
+        ),
     ] = None,
     operation_id: Annotated[
         str | None, typer.Option("--id", help="Id of the operation; the same id twice runs once.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Follow it to its outcome.")] = False,
-    timeout: Annotated[str, typer.Option("--timeout", help="How long to follow it.")] = "30m",
+    timeout: Annotated[
+        str | None,
+        typer.Option("--timeout", help="How long to follow it; by default as long as it may well take."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> int:
     """Send a one-off operation to the app's queue; with --wait, follow it to its outcome."""
@@ -60,12 +84,12 @@ def run(  # noqa: PLR0917  typer reads the options from the signature
     from shared.operations.catalogue import find
     from shared.operations.dispatch import submit
 
+    known = find(operation)
     try:
-        limit = parse_duration(timeout)
+        limit = parse_duration(timeout or known.patience)
     except ValueError as error:
         raise SettingsError(f"--timeout: {error}") from error
     here = session(context)
-    known = find(operation)
     given = _parameters(known, assignments or [])
     name = here.cluster(cluster).name
     identity = submit(here.clients, operation, name, given, operation_id)

@@ -80,25 +80,39 @@ def show(
 
 @app.command("replay")
 def replay(
-    context: typer.Context, ids: IdsArgument = None, queue: QueueOption = None, everything: AllOption = False
+    context: typer.Context,
+    ids: IdsArgument = None,
+    queue: QueueOption = None,
+    everything: AllOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Send messages to their work queue again; do it once what made them fail is mended."""
     from shared.runtime import poison
 
     here = session(context)
     sent = sum(poison.replay(here.clients, *chosen) for chosen in _chosen(here, ids, queue, everything))
+    if as_json:
+        print_json({"sent": sent})
+        return
     print_line(f"sent {sent} {_plural(sent)} again")
 
 
 @app.command("drop")
 def drop(
-    context: typer.Context, ids: IdsArgument = None, queue: QueueOption = None, everything: AllOption = False
+    context: typer.Context,
+    ids: IdsArgument = None,
+    queue: QueueOption = None,
+    everything: AllOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Delete messages for ever."""
     from shared.runtime import poison
 
     here = session(context)
     dropped = sum(poison.drop(here.clients, *chosen) for chosen in _chosen(here, ids, queue, everything))
+    if as_json:
+        print_json({"dropped": dropped})
+        return
     print_line(f"dropped {dropped} {_plural(dropped)}")
 
 

@@ -158,6 +158,8 @@ class Operation:
     """Whose claim it runs under, unless a parameter `automation` says another."""
     handler: str
     parameters: type[Parameters] = Parameters
+    patience: str = "30m"
+    """How long somebody who waits for it may well have to; a duration."""
 
 
 _AUTOSCALING = "shared.autoscaling.operations"
@@ -217,6 +219,7 @@ OPERATIONS = {
             "autoscaling",
             f"{_AUTOSCALING}:replace_node",
             NodeParameters,
+            patience="2h",
         ),
         Operation(
             "rolling-upgrade",
@@ -224,6 +227,7 @@ OPERATIONS = {
             "autoscaling",
             "shared.autoscaling.upgrade:rolling_upgrade",
             UpgradeParameters,
+            patience="24h",
         ),
         Operation(
             "etcd-health",

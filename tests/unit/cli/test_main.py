@@ -203,6 +203,7 @@ def test_completion_offers_commands_operations_and_clusters(tmp_path: Path) -> N
     assert "poison" in complete("keeper po", 1).split()
     assert "backup" in complete("keeper run b", 2).split()
     assert "rolling-upgrade" in complete("keeper run r", 2).split()
+    assert complete("keeper run rolling-upgrade --set dis", 4).split() == ["discardLocalData="]
     assert "prod" in complete("keeper status --cluster p", 3).split()
     assert "etcd-backup" in complete("keeper plan e", 2).split()
 
