@@ -28,7 +28,7 @@ from sandbox import tools
 from sandbox.host.process import HostProcess
 from sandbox.up import options_of
 from sandbox.whole_world import StandInCluster, WholeWorld
-from shared.runtime.automation import AUTOMATIONS
+from shared.runtime.automation import AUTOMATIONS, schedule_setting
 
 PREFIX = "event-to-azure"
 EVENTS = {
@@ -122,7 +122,7 @@ def _world() -> Iterator[Scene]:
                     **world.environ,
                     "AzureWebJobsStorage": connection.replace(blobs, tapped),
                     "KUBEKEEPER_CONFIG": str(_fleet(directory, Path(world.environ["KUBEKEEPER_CONFIG"]))),
-                    **{_schedule(automation): "0 0 0 1 1 *" for automation in AUTOMATIONS},
+                    **{schedule_setting(automation): "0 0 0 1 1 *" for automation in AUTOMATIONS},
                 }
                 with HostProcess(tools.CHECKOUT, settings, log=directory / "host.log") as host:
                     yield Scene(world, host, tap)
@@ -135,10 +135,6 @@ def _fleet(directory: Path, single: Path) -> Path:
     fleet = [{**cluster, "name": f"fleet-{number}"} for number in range(SAMPLES + 1)]
     path.write_bytes(msgspec.json.encode({"clusters": fleet}))
     return path
-
-
-def _schedule(automation: str) -> str:
-    return f"KUBEKEEPER_{automation.replace('-', '_').upper()}_SCHEDULE"
 
 
 class Tap:

@@ -60,6 +60,9 @@ def work_off(clients: Clients, name: str, message: Received) -> None:
         parts = {"cluster": cluster.name, "automation": automation.name, "reason": nudge.reason}
         with span(f"pass {automation.name}", parent=nudge.traceparent, **parts):
             result = answer(clients, automation, cluster, nudge, message.inserted_at)
+            # Once for each pass tells that the forwarder lives; the nudges of a burst cost no write each.
+            if nudge.reason in automations.FORWARDED and result.startswith("passed"):
+                clients.journal.heard(cluster.name, clients.now())
         log_event(
             log,
             "Nudge",

@@ -61,7 +61,7 @@ def kube_right(method: str, url: str) -> str | None:
     """`group resource verb`, such as `policy poddisruptionbudgets list`; None for what needs no right."""
     parts = urlsplit(url)
     words = [word for word in parts.path.split("/") if word]
-    if not words or words[0] not in ("api", "apis"):
+    if len(words) < 2 or words[0] not in ("api", "apis"):
         return None
     group, rest = ("", words[2:]) if words[0] == "api" else (words[1], words[3:])
     if rest[:1] == ["namespaces"] and len(rest) > 2:

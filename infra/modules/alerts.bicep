@@ -25,8 +25,8 @@ var rules = [
   {
     name: 'automation-silent'
     severity: 1
-    text: 'No timer has ticked for fifteen minutes: restart the app, or drive it by HTTP (docs/operations.md).'
-    query: 'traces | where message startswith "Tick" | summarize ticks = count() | where ticks == 0'
+    text: 'A timer has not ticked for fifteen minutes: restart the app, or drive it by HTTP (docs/operations.md).'
+    query: 'datatable(automation: string) ["autoscaling", "disk-release", "etcd-backup", "ingress-sync"] | join kind=leftanti (traces | where message startswith "Tick" | extend automation = extract("automation=([a-z-]+)", 1, message)) on automation'
     window: 'PT15M'
     every: 'PT5M'
   }

@@ -307,6 +307,8 @@ class Core:
         self.state = State()
         self.denied: list[str] = []
         """Prefixes of actions that the identity lacks, such as `Microsoft.Storage/storageAccounts/write`."""
+        self.unregistered: list[str] = []
+        """Resource providers, in lower case, that the subscription is not registered for."""
         self.operation_seconds: float = 0.0
         """How long a long-running operation takes on the clock."""
         self.latencies: Latencies | None = None
@@ -398,9 +400,8 @@ class Core:
             return self._poll(operation, parts, base_url, query)
         if parts[-1].lower() == "resources" and len(parts) in (3, 5):
             return self._resources(method, parts, query, base_url, path)
-        is_of_group = len(parts) in (3, 4) or parts[5:] == ["Microsoft.Authorization", "permissions"]
-        if is_of_group and parts[2].lower() == "resourcegroups":
-            return self._group(method, parts, body)
+        if (own := self._own(method, parts, body)) is not None:
+            return own
         target, action, scope = self._route(parts, method)
         resource_type = self._type(target.type, api_version)
         self._authorize(method, target, action)
@@ -599,6 +600,26 @@ class Core:
         }
         self.state.groups[group_key(subscription, group)] = document
         return group_id
+
+    def _own(self, method: str, parts: list[str], body: bytes) -> Answer | None:
+        """What Resource Manager knows by itself: resource groups, what the caller may do there, providers."""
+        kind = parts[2].lower() if len(parts) > 2 else ""
+        if kind == "providers" and len(parts) == 4 and method == "GET":
+            return self._provider(parts[3])
+        is_of_group = len(parts) in (3, 4) or parts[5:] == ["Microsoft.Authorization", "permissions"]
+        return self._group(method, parts, body) if kind == "resourcegroups" and is_of_group else None
+
+    def _provider(self, namespace: str) -> Answer:
+        """A resource provider as a subscription has it; `unregistered` names those it has not."""
+        kinds = [
+            kind for kind in self.types.values() if kind.name.lower().startswith(f"{namespace.lower()}/")
+        ]
+        types = [
+            {"resourceType": kind.name.partition("/")[2], "apiVersions": sorted(kind.api_versions)}
+            for kind in kinds
+        ]
+        state = "NotRegistered" if namespace.lower() in self.unregistered else "Registered"
+        return Answer(200, {"namespace": namespace, "registrationState": state, "resourceTypes": types})
 
     def _permissions(self) -> Answer:
         """What the caller may do, as one role that gives all but what is denied."""

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from shared.cli import rights
-from shared.cli.console import print_json, print_line, styled, wrapped
+from shared.cli.console import ago, print_json, print_line, styled, wrapped
 from shared.cli.findings import Finding, clock_finding, guarded, ok, problem, sign_in_hint, warning
 from shared.cli.session import ClusterOption, JsonOption, Session, session
 from shared.errors import AutomationError, SettingsError
-from shared.status.attention import LATE_TICK
+from shared.runtime.automation import AUTOMATIONS, configured, schedule_setting
+from shared.status.attention import is_silent
 
 if TYPE_CHECKING:
     from shared.etcd_backup.observation import EndpointReading, Observation
@@ -76,6 +77,7 @@ def examine(here: Session, cluster: str | None) -> Iterator[Finding]:
     names = ", ".join(one.name for one in settings.clusters)
     yield ok("configuration", f"valid; clusters: {names}")
     yield from guarded("storage account", lambda: _account(here, settings))
+    yield from guarded("app settings", lambda: _app_settings(here))
     yield from guarded("runtime", lambda: _runtime(here))
     for one in clusters:
         for part, check in (
@@ -84,8 +86,10 @@ def examine(here: Session, cluster: str | None) -> Iterator[Finding]:
             ("backups", _backups),
             ("kubernetes", _kubernetes),
             ("rights in kubernetes", _kubernetes_rights),
+            ("forwarder", _forwarder),
             ("azure", _azure),
             ("rights in azure", _azure_rights),
+            ("providers in azure", _azure_providers),
         ):
             yield from guarded(f"{one.name} {part}", partial(check, here, one))
 
@@ -172,23 +176,65 @@ def _account(here: Session, settings: Settings) -> Iterator[Finding]:
 def _runtime(here: Session) -> Iterator[Finding]:
     from shared.runtime import poison
 
-    now = here.clients.now()
-    for automation, tick in here.clients.journal.ticks().items():
-        if now - tick > LATE_TICK:
-            minutes = round((now - tick).total_seconds() / 60)
-            yield warning(
-                "timers",
-                f"the timer of {automation} has not fired for {minutes} minutes; restart the app, "
-                f"or drive it by POST /api/reconcile/CLUSTER/{automation}",
-            )
-        else:
-            yield ok("timers", f"{automation} fired {round((now - tick).total_seconds())} s ago")
+    yield from _timers(here)
     for queue in poison.queues(here.clients):
         count = here.clients.queue(queue + poison.SUFFIX).count()
         if count:
             yield warning(
                 "poison", f"{count} messages of queue '{queue}' failed for good; see: keeper poison list"
             )
+
+
+def _timers(here: Session) -> Iterator[Finding]:
+    """Of the automations that any cluster uses."""
+    now, ticks = here.clients.now(), here.clients.journal.ticks()
+    for automation in AUTOMATIONS.values():
+        if not configured(automation, here.settings):
+            continue
+        name, tick = automation.name, ticks.get(automation.name)
+        drive = f"or drive it by POST /api/reconcile/CLUSTER/{name}"
+        if tick is None:
+            yield warning("timers", f"the timer of {name} has never fired; start the app, {drive}")
+        elif is_silent(here.environ.get(schedule_setting(name), ""), tick, now):
+            minutes = round((now - tick).total_seconds() / 60)
+            yield problem(
+                "timers",
+                f"the timer of {name} has not fired for {minutes} minutes; restart the app, {drive}",
+            )
+        else:
+            yield ok("timers", f"{name} fired {ago(tick, now)} ago")
+
+
+def _app_settings(here: Session) -> Iterator[Finding]:
+    """Without a schedule the host leaves a function out, and says so only in its log."""
+    names = [schedule_setting(name) for name in AUTOMATIONS]
+    missing = [name for name in names if not here.environ.get(name)]
+    if len(missing) == len(names):
+        yield ok("app settings", "those of the app are not among ours, so its schedules were not looked at")
+    elif missing:
+        yield problem(
+            "app settings",
+            f"{', '.join(missing)} not set, and the host then runs no function at all; set an NCRONTAB "
+            "schedule also for automations that no cluster uses, such as 0 */5 * * * *",
+        )
+    else:
+        yield ok("app settings", "every timer has its schedule")
+
+
+def _forwarder(here: Session, cluster: Cluster) -> Iterator[Finding]:
+    """When it was last heard of. It speaks of changes only, so that silence alone proves nothing."""
+    subject = f"{cluster.name} forwarder"
+    heard = here.clients.journal.last_heard().get(cluster.name)
+    if heard is None:
+        yield warning(
+            subject,
+            "no event of it has ever arrived, so changes are only found by timers; deploy it, or look at its "
+            "pod and log (docs/forwarder.md)",
+        )
+        return
+    yield ok(
+        subject, f"last heard {ago(heard, here.clients.now())} ago; it speaks only when something changes"
+    )
 
 
 # etcd
@@ -345,6 +391,11 @@ def _kubernetes(here: Session, cluster: Cluster) -> Iterator[Finding]:
         return
     client = here.clients.kube(cluster)
     version = client.read("/version").get("gitVersion", "of an unknown version")
+    missing = rights.missing_groups(cluster, client)
+    if missing:
+        yield problem(
+            subject, f"{version} serves no {', '.join(missing)}; upgrade the cluster to 1.27 or newer"
+        )
     nodes = client.read("/api/v1/nodes", limit=1)
     left = nodes["metadata"].get("remainingItemCount") or 0
     yield ok(subject, f"{version} at {client.server}, {len(nodes['items']) + left} nodes can be listed")
@@ -380,6 +431,10 @@ def _kubernetes_rights(here: Session, cluster: Cluster) -> Iterator[Finding]:
 
 def _azure_rights(here: Session, cluster: Cluster) -> Iterator[Finding]:
     yield from rights.in_azure(cluster, here.clients.arm)
+
+
+def _azure_providers(here: Session, cluster: Cluster) -> Iterator[Finding]:
+    yield from rights.providers(cluster, here.clients.arm)
 
 
 def longest_gap(schedule: str, now: datetime) -> timedelta:

@@ -37,7 +37,7 @@ def guarded(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Fi
     try:
         yield from check()
     except AutomationError as error:
-        yield problem(subject, str(error))
+        yield problem(subject, f"{error}{sign_in_hint(error)}")
 
 
 _SIGN_IN = {

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from shared.cli.findings import Finding, ok, problem, warning
+from shared.clients.arm import API_VERSIONS
 
 if TYPE_CHECKING:
     from shared.clients.arm import Arm
@@ -23,6 +24,22 @@ if TYPE_CHECKING:
 
 INFRA = Path(__file__).resolve().parents[2] / "infra"
 REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+READS = "autoscaling-reads"
+"""What autoscaling looks at where AKS changes the machines; as in infra/modules/roles.bicep."""
+PROVIDERS = {
+    "autoscaling": "Microsoft.Compute",
+    "autoscaling-aks": "Microsoft.ContainerService",
+    READS: "Microsoft.Compute",
+    "disk-release": "Microsoft.Compute",
+    "ingress-sync": "Microsoft.Network",
+}
+"""Whose API each role is about."""
+GROUPS = {
+    "autoscaling": ("apps/v1", "policy/v1", "storage.k8s.io/v1"),
+    "disk-release": ("coordination.k8s.io/v1", "storage.k8s.io/v1"),
+    "ingress-sync": ("discovery.k8s.io/v1", "networking.k8s.io/v1"),
+}
+"""API groups of Kubernetes that each automation cannot do without."""
 SHOWN = 3
 """Missing rights that are named; the role has them all."""
 
@@ -40,6 +57,15 @@ class Permission(msgspec.Struct, frozen=True, rename="camel"):
 
 class _Permissions(msgspec.Struct, frozen=True):
     value: tuple[Permission, ...] = ()
+
+
+class _Kind(msgspec.Struct, frozen=True, rename="camel"):
+    api_versions: tuple[str, ...] = ()
+
+
+class _Provider(msgspec.Struct, frozen=True, rename="camel"):
+    registration_state: str = ""
+    resource_types: tuple[_Kind, ...] = ()
 
 
 def in_azure(cluster: Cluster, arm: Arm) -> Iterator[Finding]:
@@ -83,6 +109,40 @@ def in_kubernetes(cluster: Cluster, kube: KubeClient) -> Iterator[Finding]:
         )
 
 
+def providers(cluster: Cluster, arm: Arm) -> Iterator[Finding]:
+    """One finding for each resource provider that the cluster's automations use: registered, and the versions
+    of its API that are asked for are offered.
+    """
+    scope = cluster.azure
+    if scope is None:
+        return
+    for name in sorted({PROVIDERS[role] for role, _ in _wanted(cluster)}):
+        subject = f"{cluster.name} azure provider {name}"
+        path = f"/subscriptions/{scope.subscription}/providers/{name}"
+        found = msgspec.convert(arm.get(path).document, _Provider)
+        offered = {version for kind in found.resource_types for version in kind.api_versions}
+        asked = {version for kind, version in API_VERSIONS.items() if kind.partition("/")[0] == name.lower()}
+        if found.registration_state != "Registered":
+            yield problem(
+                subject,
+                f"is {found.registration_state} in this subscription; "
+                f"az provider register --namespace {name}",
+            )
+        elif asked - offered:
+            missing = ", ".join(sorted(asked - offered))
+            yield problem(subject, f"this cloud does not offer API version {missing}; use a release for it")
+        else:
+            yield ok(subject, "registered, with the API versions that are used")
+
+
+def missing_groups(cluster: Cluster, kube: KubeClient) -> list[str]:
+    """API groups and versions that the cluster's automations use and the API server does not serve."""
+    served = {
+        version["groupVersion"] for group in kube.read("/apis")["groups"] for version in group["versions"]
+    }
+    return sorted({group for name, _ in _automations(cluster) for group in GROUPS[name]} - served)
+
+
 def _azure_finding(cluster: Cluster, role: str, groups: tuple[str, ...], missing: list[str]) -> Finding:
     subject = f"{cluster.name} {role} in azure"
     places = " or ".join(group.rpartition("/")[2] for group in groups)
@@ -102,9 +162,11 @@ def _wanted(cluster: Cluster) -> Iterator[tuple[str, tuple[str, ...]]]:
         return
     groups = tuple(f"/subscriptions/{scope.subscription}/resourceGroups/{g}" for g in scope.resource_groups)
     for automation, place in _automations(cluster):
-        yield automation, (_group_of(place),) if place else groups
         if automation == "autoscaling" and scope.managed_cluster:
             yield "autoscaling-aks", (_group_of(scope.managed_cluster),)
+            yield READS, groups
+        else:
+            yield automation, (_group_of(place),) if place else groups
 
 
 def _automations(cluster: Cluster) -> Iterator[tuple[str, str]]:
@@ -140,7 +202,11 @@ def _may(kube: KubeClient, group: str, resource: str, verb: str) -> bool:
 
 def _roles() -> dict[str, dict[str, list[str]]] | None:
     path = INFRA / "actions.json"
-    return msgspec.json.decode(path.read_bytes()) if path.exists() else None
+    if not path.exists():
+        return None
+    roles: dict[str, dict[str, list[str]]] = msgspec.json.decode(path.read_bytes())
+    reads = [action for action in roles["autoscaling"]["group"] if action.endswith("/read")]
+    return roles | {READS: {"group": reads}}
 
 
 def _rights(path: Path) -> Iterator[tuple[str, str, str]]:

@@ -241,7 +241,7 @@ class _Page(msgspec.Struct):
 def api_version(path: str) -> str:
     """The api-version used for a path, by the last provider it names; SettingsError for an unknown one."""
     _, found, rest = path.lower().rpartition("/providers/")
-    if not found:
+    if not found or (path.count("/") == 4 and "/" not in rest):  # a provider itself, as a subscription has it
         return API_VERSIONS["microsoft.resources"]
     namespace, _, types = rest.partition("/")
     first = types.partition("/")[0]

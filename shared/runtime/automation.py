@@ -153,6 +153,22 @@ AUTOMATIONS = {
 }
 
 
+FORWARDER = "Kubekeeper.Cluster."
+"""How the types of the forwarder's events begin."""
+FORWARDED = frozenset(
+    kind.removeprefix(FORWARDER)
+    for automation in AUTOMATIONS.values()
+    for kind in automation.events
+    if kind.startswith(FORWARDER)
+)
+"""Reasons of nudges that came from a forwarder, whichever way."""
+
+
+def schedule_setting(automation: str) -> str:
+    """The app setting with the NCRONTAB schedule of an automation's timer."""
+    return f"KUBEKEEPER_{automation.upper().replace('-', '_')}_SCHEDULE"
+
+
 def find(name: str) -> Automation:
     """The automation of that name; MessageError names the ones there are."""
     automation = AUTOMATIONS.get(name)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from shared.log import log_event
-from shared.runtime.automation import AUTOMATIONS
+from shared.runtime.automation import AUTOMATIONS, FORWARDER
 from shared.runtime.message import Nudge
 from shared.runtime.nudge import send_nudge
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORWARDER = "Kubekeeper.Cluster."
 HEALTH = "Microsoft.ResourceNotifications.HealthResources."
 ARM_EVENTS = frozenset(
     f"Microsoft.Resources.Resource{what}{outcome}"

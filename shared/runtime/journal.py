@@ -166,6 +166,15 @@ class Journal:
         """When each automation's timer last fired."""
         return {str(row["RowKey"]): _utc(row["at"]) for row in self._table.query("PartitionKey eq 'tick'")}
 
+    def heard(self, cluster: str, at: datetime) -> None:
+        """Note that a cluster's forwarder has said something."""
+        self._table.put({"PartitionKey": "heard", "RowKey": cluster, "at": at})
+
+    def last_heard(self) -> dict[str, datetime]:
+        """When each cluster's forwarder last said something."""
+        found = self._table.query("PartitionKey eq 'heard'")
+        return {str(row["RowKey"]): _utc(row["at"]) for row in found}
+
     def failed(self, queue: str, text: bytes, reason: str, attempts: int, at: datetime) -> bool:
         """Note why a message failed; True the first time this text fails."""
         partition, row = f"failure|{queue}", text_digest(text)

@@ -17,8 +17,11 @@ from shared.record import MISSED
 if TYPE_CHECKING:
     from shared.status.collect import ClusterStatus, PageDocument, Row
 
+SILENT_TICKS = 3
+"""A timer that missed so many ticks in a row is dead; one may be late, or fall into a restart."""
 LATE_TICK = timedelta(minutes=30)
-"""Timers of this app fire every few minutes; half an hour of silence is a dead timer, not jitter."""
+"""Where the timer's schedule is not known, so long a silence says the same."""
+JITTER = timedelta(minutes=1)
 RECENT = timedelta(days=1)
 """A failed operation of yesterday has been looked at, or will not be."""
 WAITS = {"ApprovalRequired": "", "FenceIsAllowed": "not approved"}
@@ -32,6 +35,21 @@ class Attention(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     subject: str
     message: str
     place: str
+
+
+def is_silent(schedule: str, last_tick: datetime, now: datetime) -> bool:
+    """Whether a timer has missed SILENT_TICKS; `schedule` is NCRONTAB, or empty where it is not known."""
+    from itertools import islice
+
+    from cronsim import CronSim, CronSimError
+
+    fields = schedule.upper().split()
+    try:
+        ticks = islice(CronSim(" ".join(["0"] * (6 - len(fields)) + fields), last_tick), SILENT_TICKS)
+        *_, missed = ticks
+    except (CronSimError, ValueError):
+        return now - last_tick > LATE_TICK
+    return now > missed + JITTER
 
 
 def attention(document: PageDocument) -> tuple[Attention, ...]:
@@ -68,7 +86,7 @@ def _of_timer(row: Row, now: datetime) -> Iterator[tuple[str, str]]:
         yield "warn", f"paused{': ' + row.pause_reason if row.pause_reason else ''}; keeper run resume"
     elif row.last_pass is None:
         yield "warn", "has never run; when its timer has fired and this stays, see: keeper doctor"
-    if row.last_tick is not None and now - row.last_tick > LATE_TICK:
+    if row.last_tick is not None and row.is_silent:
         minutes = (now - row.last_tick) // timedelta(minutes=1)
         yield "bad", f"its timer has not fired for {minutes} minutes; restart the app, see: keeper doctor"
 

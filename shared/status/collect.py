@@ -17,10 +17,10 @@ from shared.errors import NotFoundError
 from shared.model.backup import BackupRecord, read_listing
 from shared.model.plan import utc
 from shared.runtime import poison
-from shared.runtime.automation import AUTOMATIONS
+from shared.runtime.automation import AUTOMATIONS, schedule_setting
 from shared.runtime.journal import Entry, Sizes, Summary
 from shared.runtime.operation import OperationRecord
-from shared.status.attention import Attention, attention
+from shared.status.attention import Attention, attention, is_silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,6 +44,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     state: str
     last_pass: datetime | None = None
     last_tick: datetime | None = None
+    is_silent: bool = False
+    """Its timer has missed several ticks in a row."""
     pause_reason: str = ""
     summary: Summary | None = None
 
@@ -249,6 +251,8 @@ def _row(clients: Clients, cluster: str, automation: str, last_tick: datetime | 
         state=word,
         last_pass=state.passed_at,
         last_tick=last_tick,
+        is_silent=last_tick is not None
+        and is_silent(clients.environ.get(schedule_setting(automation), ""), last_tick, clients.now()),
         pause_reason=state.paused.reason if state.paused else "",
         summary=clients.journal.summary(cluster, automation),
     )

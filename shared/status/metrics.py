@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from shared.model.backup import VerdictState
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PAIR = ("cluster", "automation")
+LATELY = timedelta(hours=1)
+TOO_MANY = "(429)"
+"""How errors of Azure say it: code and HTTP status."""
 
 
 def render(document: PageDocument) -> bytes:
@@ -44,6 +48,8 @@ class _Collector:
         yield _actions(rows)
         yield _left_alone(rows)
         yield from _backups(self._document.clusters, self._document.now)
+        yield _quarantined(self._document.clusters)
+        yield _throttled(self._document)
         yield _operations(self._document)
         yield _poison(self._document)
 
@@ -57,6 +63,7 @@ def _gauge(name: str, meaning: str, *labels: str) -> GaugeMetricFamily:
 def _passes(rows: list[Row], now: datetime) -> Iterator[GaugeMetricFamily]:
     age = _gauge("last_pass_age_seconds", "Since the last pass that ended well began.", *PAIR)
     tick = _gauge("last_tick_age_seconds", "Since the timer last fired.", *PAIR)
+    silent = _gauge("silent", "1 when the timer has missed three ticks in a row.", *PAIR)
     paused = _gauge("paused", "1 while an operator lets the automation rest.", *PAIR)
     for row in rows:
         labels = [row.cluster, row.automation]
@@ -64,8 +71,31 @@ def _passes(rows: list[Row], now: datetime) -> Iterator[GaugeMetricFamily]:
             age.add_metric(labels, (now - row.last_pass).total_seconds())
         if row.last_tick:
             tick.add_metric(labels, (now - row.last_tick).total_seconds())
+            silent.add_metric(labels, row.is_silent)
         paused.add_metric(labels, row.state == "paused")
-    yield from (age, tick, paused)
+    yield from (age, tick, silent, paused)
+
+
+def _throttled(document: PageDocument) -> GaugeMetricFamily:
+    gauge = _gauge("throttled", "What Azure's throttling stopped or delayed within the last hour.", *PAIR)
+    for cluster in document.clusters:
+        for row in cluster.automations:
+            said = [
+                entry.message
+                for entry in cluster.journal
+                if entry.automation == row.automation and document.now - entry.at < LATELY
+            ]
+            said += [str(left["message"]) for left in (row.summary.left_alone if row.summary else ())]
+            gauge.add_metric([cluster.name, row.automation], sum(TOO_MANY in text for text in said))
+    return gauge
+
+
+def _quarantined(clusters: tuple[ClusterStatus, ...]) -> GaugeMetricFamily:
+    gauge = _gauge("quarantined", "Ingress objects that are left out of the gateway.", "cluster")
+    for cluster in clusters:
+        if cluster.gateway is not None:
+            gauge.add_metric([cluster.name], len(cluster.quarantined))
+    return gauge
 
 
 def _actions(rows: list[Row]) -> GaugeMetricFamily:
