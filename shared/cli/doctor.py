@@ -223,6 +223,8 @@ def _app_settings(here: Session) -> Iterator[Finding]:
 
 def _forwarder(here: Session, cluster: Cluster) -> Iterator[Finding]:
     """When it was last heard of. It speaks of changes only, so that silence alone proves nothing."""
+    if cluster.kubernetes is None:
+        return
     subject = f"{cluster.name} forwarder"
     heard = here.clients.journal.last_heard().get(cluster.name)
     if heard is None:
