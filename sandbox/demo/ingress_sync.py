@@ -188,7 +188,7 @@ class World:
         )
         output = done.stdout.decode(errors="replace")
         if show:
-            self.screen.output(output)
+            self.screen.output(output, most=15)  # a plan down to its head-room
         return done.returncode, output
 
     def wait(self, what: str, look: Callable[[], T | None], seconds: float = 60) -> T:
@@ -221,8 +221,11 @@ def _appears(world: World) -> None:
     screen = world.screen
     _make_app(world)
     screen.say(f"Deployment, Service, TLS Secret and an Ingress for {' and '.join(HOSTS)}")
-    code, _ = world.keeper("plan", AUTOMATION, "--cluster", CLUSTER)
-    screen.check("keeper plan shows what would be written", holds=code == 0)
+    code, plan = world.keeper("plan", AUTOMATION, "--cluster", CLUSTER)
+    routes = all(f"+ public https:443 {host}/* -> " in plan for host in HOSTS)
+    screen.check("keeper plan shows the routes that would come", holds=code == 0 and routes)
+    room = "interruptions: none" in plan and "activeListeners: 3 of 100 used" in plan
+    screen.check("and that nothing is interrupted, and how much room is left", holds=room)
     began = time.monotonic()
     world.nudge()
     world.wait("write of the gateway", lambda: world.writes() or None)

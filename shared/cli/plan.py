@@ -5,7 +5,6 @@ With `--from` a plan is made purely from a snapshot file: no network, no setting
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -162,8 +161,11 @@ def _print_plan(plan: Plan) -> None:
 
 def _shown(value: Any) -> str | None:
     """A parameter as people read it; None for one that is more than a line, such as a whole document."""
-    if isinstance(value, dict | list | tuple):
-        text = json.dumps(value, ensure_ascii=False, default=str)
-        return text if len(text) <= LONGEST else None
+    if isinstance(value, dict):
+        return None
+    if isinstance(value, list | tuple):
+        text = ", ".join(map(str, value)) or "none"
+        is_flat = not any(isinstance(one, dict | list | tuple) for one in value)
+        return text if is_flat and len(text) <= LONGEST else None
     text = str(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters; --json has all)"
