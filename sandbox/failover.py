@@ -16,7 +16,7 @@ import itertools
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -28,6 +28,7 @@ from sandbox.arm.core import Latencies
 from sandbox.kube import kinds
 from sandbox.kube.lifecycle import OUT_OF_SERVICE, node_taints
 from sandbox.scenario import World
+from sandbox.witness import Witness, WitnessedClients, lists_of
 from shared.bootstrap import Clients
 from shared.model.resource_id import parse_resource_id
 from shared.runtime.message import Nudge, Received
@@ -49,6 +50,10 @@ class Helper:
     """Who does something about it; by itself nobody, so that Kubernetes and the disk driver are alone."""
 
     longest_pass = 0.0
+
+    def broken(self, world: World) -> Sequence[str]:
+        """Invariants that it broke."""
+        return ()
 
     def look(self, stage: Stage) -> None:
         """Called once a simulated second."""
@@ -113,6 +118,8 @@ class Course:
     """Of the helper, to Azure."""
     longest_pass: float = 0.0
     """Real seconds that the longest pass of the app took."""
+    broken: Sequence[str] = ()
+    """Invariants of disk release that the app broke."""
 
     @property
     def running(self) -> float | None:
@@ -200,9 +207,13 @@ class Kubekeeper(Helper):
         self.longest_pass = 0.0
         self.nudged_at = 0.0
         self.clients: Clients
+        self.witness: Witness
 
     def close(self) -> None:
         self._directory.cleanup()
+
+    def broken(self, world: World) -> Sequence[str]:
+        return self.witness.violations(map(str, world.corruptions))
 
     def look(self, stage: Stage) -> None:
         if not hasattr(self, "clients"):
@@ -222,6 +233,7 @@ class Kubekeeper(Helper):
         while self._due and self._due[0][0] <= stage.world.seconds:
             _, number, text = heapq.heappop(self._due)
             received = Received(id=str(number), body=text.encode(), inserted_at=stage.world.now)
+            self.witness.process()
             began = time.monotonic()
             work_off(self.clients, AUTOMATION, received)
             self.longest_pass = max(self.longest_pass, time.monotonic() - began)
@@ -261,12 +273,18 @@ class Kubekeeper(Helper):
         return {**world.environ(), **own}
 
 
-class _Clients(Clients):
+class _Clients(WitnessedClients):
     """The app's own clients, on the simulated clock and queue."""
 
     def __init__(self, app: Kubekeeper, world: World, environ: dict[str, str]) -> None:
         super().__init__(environ, world.arm.credential())
         self._app, self._world = app, world
+        self.witness = app.witness = Witness(
+            world.arm,
+            lists_of(world.kubernetes),
+            self.now,
+            lambda: self.claims.state(app.cluster, AUTOMATION).automation,
+        )
 
     def now(self) -> datetime:
         return self._world.now
@@ -318,6 +336,7 @@ def run(
             detach_seconds=detach_seconds(world, stage),
             writes=sum(request.method != "GET" for request in world.arm.recorder.requests),
             longest_pass=helper.longest_pass,
+            broken=helper.broken(world),
         )
 
 

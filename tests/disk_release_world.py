@@ -24,6 +24,7 @@ from sandbox.arm.truth import Corruption, Machine
 from sandbox.asgi import Recorded
 from sandbox.kube import kinds
 from sandbox.scenario import World, disk_name
+from sandbox.witness import Witness, lists_of
 from shared import work
 from shared.bootstrap import Clients
 from shared.disk_release import observe
@@ -75,7 +76,7 @@ class WorldClients(Clients):
         return self.keeper.settings
 
     def blobs(self, container: str) -> Any:
-        return MemoryBlobs(self.keeper.account, container, self.process.touch)
+        return self.keeper.witness.store(MemoryBlobs(self.keeper.account, container, self.process.touch))
 
     def queue(self, name: str) -> Any:
         return MemoryQueue(self.keeper.account, name, self.process.touch)
@@ -84,14 +85,14 @@ class WorldClients(Clients):
         return MemoryTable(self.keeper.account, name, self.process.touch)
 
     def kube(self, cluster: Any) -> Any:
-        return _Counted(Watched(self.keeper.kube, self.keeper), "kube", self.process)
+        return _Counted(Watched(self.keeper.witnessed_kube, self.keeper), "kube", self.process)
 
     def page_blob(self, url: str) -> Any:
         return self.keeper.page_blobs[url]
 
     @property
     def arm(self) -> Any:  # type: ignore[override]
-        return _Counted(Watched(self.keeper.arm, self.keeper), "arm", self.process)
+        return _Counted(Watched(self.keeper.witnessed_arm, self.keeper), "arm", self.process)
 
     @property
     def events(self) -> Any:  # type: ignore[override]
@@ -159,6 +160,9 @@ class Keeper:
         self.account = Account(lambda: world.now)
         self.kube = kube_client(world.kubernetes)
         self.arm = arm_client(world.arm, lambda: world.now)
+        self.witness = Witness(world.arm, lists_of(world.kubernetes), lambda: world.now, lambda: self.state)
+        self.witnessed_kube = self.witness.client(self.kube)
+        self.witnessed_arm = self.witness.client(self.arm)
         self.published: list[Any] = []
         self.page_blobs: dict[str, Any] = {}
         """Unmanaged disks by their address."""
@@ -227,6 +231,7 @@ class Keeper:
 
     def _handle(self, queue: str, received: Received) -> bool:
         clients = self.clients(self.next_death())
+        self.witness.process()
         try:
             if queue == dispatch.QUEUE:
                 dispatch.work_off(clients, received)
@@ -326,6 +331,10 @@ class Keeper:
 
     def _hand(self, vm_id: str, disk: str, lasting: timedelta = LASTING) -> None:
         self.hands.append(Hand(vm_id, disk, self.world.now, self.world.now + lasting))
+
+    def broken_invariants(self) -> list[str]:
+        """Of I1 to I21 and L1 to L5, over all that the app did; and disks it had a hand in corrupting."""
+        return self.witness.violations(str(found) for found in self.own_corruptions())
 
     def own_corruptions(self) -> list[Corruption]:
         """Damage in which the app had a hand; the rest is others' own."""

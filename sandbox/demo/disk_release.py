@@ -174,6 +174,12 @@ def _move(scene: Scene) -> None:
     writes = [r for r in recorder.requests if r.method != "GET"]
     screen.say(f"asked of Azure: {len(reads)} single reads, {len(writes)} write")
     screen.check("one write to Azure", holds=len(writes) == 1, otherwise=str(len(writes)))
+    broken, seen = scene.app.broken(scene.world), len(scene.app.witness.moments)
+    screen.check(
+        f"I1 to I21 and L1 to L5 hold, at each of {seen} writes, on what was true just then",
+        holds=seen >= 3 and not broken,
+        otherwise="; ".join(broken),
+    )
 
 
 def _prove(scene: Scene) -> None:
@@ -212,7 +218,8 @@ def _compare(scene: Scene) -> None:
     mine = [course for course in courses if course.way in (OURS, EAGER)]
     screen.check(
         "no course of ours corrupted anything; deleting the pod by force did",
-        holds=not any(course.corruptions for course in mine) and found[dead, BY_FORCE].corruptions > 0,
+        holds=not any(course.corruptions or course.broken for course in mine)
+        and found[dead, BY_FORCE].corruptions > 0,
     )
     screen.note(
         "dead node", f"runs again after {ours.running:.0f} s; vanilla Kubernetes: never; nothing corrupted"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 
+from shared.disk_release import state as states
 from shared.disk_release.observation import Fact, Known, Observation
 from shared.disk_release.policy import DiskReleasePolicy
 from shared.model.disk import (
@@ -249,9 +250,18 @@ def _needs_disk(case: Case, policy: DiskReleasePolicy, now: datetime) -> bool:
         return True
     if case.machine.is_absent or not case.observation.census[key(case.disk_id)].is_owned_by(case.vm):
         return True
-    release = case.observation.state.release_of(case.vm)
-    taint = node.out_of_service
-    tainted_at = (release.tainted_at if release else None) or (taint.added_at if taint else None)
-    if release is None or tainted_at is None:
+    tainted_at = tainted_since(node, case.observation)
+    if tainted_at is None:
         return False
     return case.attachment is None or now - tainted_at >= policy.limits.detach_after
+
+
+def tainted_since(node: Node, observation: Observation) -> datetime | None:
+    """When the node was taken out of service, by us or by the cloud provider; None if it was not."""
+    release, taint = observation.state.release_of(node.machine), node.out_of_service
+    if taint is None:
+        return None
+    if release is not None and release.tainted_at is not None:
+        return release.tainted_at
+    sighting = observation.state.seen.get(states.out_of_service(node.name))
+    return taint.added_at or (sighting.first if sighting else None)

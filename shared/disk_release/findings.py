@@ -172,7 +172,7 @@ def kept_pods(observation: Observation, policy: DiskReleasePolicy, now: datetime
 def _is_dead(name: str, observation: Observation, policy: DiskReleasePolicy, now: datetime) -> bool:
     """Silent for its pool's grace, and not out of service: there the cluster itself deletes the pods."""
     node = observation.nodes.get(name)
-    silence = silent_for(node, now) if node else None
+    silence = silent_for(node, observation, now) if node else None
     if node is None or silence is None or node.out_of_service:
         return False
     return silence >= policy.grace_of(node.pool)

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
 from shared.disk_release import state as states
+from shared.disk_release.cases import tainted_since
 from shared.disk_release.decide import decide, verdicts
 from shared.disk_release.memory import remember
 from shared.disk_release.observation import Observation
@@ -32,7 +33,6 @@ from shared.disk_release.rules import (
     let_go,
     not_ready,
     silent_for,
-    tainted_since,
     why_attacher_cannot,
 )
 from shared.disk_release.state import WriteState
@@ -286,7 +286,7 @@ def precedence(moment: Moment) -> str:
     if moment.kind is ActionKind.POWER_OFF_VM:
         if moment.machine is not None and moment.machine.power != "running":
             return "the VM does not run"
-        silence = silent_for(node, moment.at) if node else None
+        silence = silent_for(node, moment.truth, moment.at) if node else None
         if silence is None or node is None or silence < moment.policy.grace_of(node.pool):
             return "the node's grace is not over"
     if moment.kind in (ActionKind.POWER_OFF_VM, ActionKind.TAINT_NODE):
@@ -509,9 +509,9 @@ def luns(moment: Moment) -> str:
     if machine is None or machine.is_off:
         return ""
     mine = {entry.lun for case in scene.cases if (entry := machine.entry(case.disk_id))}
-    volumes = {volume.name for case in scene.cases for volume in case.volumes}
+    own = {attachment.name for attachment in attachments_of(scene)}
     others = moment.truth.attachments_of_node.get(str(moment.action.parameters["node"]), ())
-    aliased = [a.name for a in others if a.attached and a.lun in mine and a.volume not in volumes]
+    aliased = [a.name for a in others if a.attached and a.lun in mine and a.name not in own]
     return f"{', '.join(aliased)} has the same LUN" if aliased else ""
 
 

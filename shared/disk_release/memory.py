@@ -45,6 +45,10 @@ def _sightings(observation: Observation) -> Iterator[Seen]:
         if machine.read_at is None or machine.is_unknown:
             continue
         yield states.absent(vm), machine.read_at, machine.is_absent
+        is_off = machine.value is not None and machine.value.is_off
+        was_off = states.off(vm) in observation.state.seen or states.started(vm) in observation.state.seen
+        yield states.off(vm), machine.read_at, is_off
+        yield states.started(vm), machine.read_at, was_off and not is_off and machine.value is not None
         is_moving = machine.value is not None and machine.value.provisioning not in AT_REST
         yield states.updating(vm), machine.read_at, is_moving
     for case in cases(observation):

@@ -182,7 +182,8 @@ def _read(name: str, fact: Fact[Any], **value: Any) -> Read:
     return Read(id=name, state=fact.state, read_at=fact.read_at, why=fact.why, **value)
 
 
-def _observation(certificate: Certificate) -> Observation:
+def observation_of(certificate: Certificate) -> Observation:
+    """What the action rested on; all other facts are unknown there."""
     facts = certificate.facts
     machines = {r.id: _fact(r, r.machine) for r in facts.azure if "/virtualmachines" in r.id}
     blobs = {r.id: _fact(r, r.blob) for r in facts.azure if r.id.startswith("https://")}
@@ -213,7 +214,7 @@ def _fact(read: Read, value: Any) -> Fact[Any]:
 
 def verify(certificate: Certificate) -> Check:
     """Evaluate it again, from its facts alone."""
-    observation, action = _observation(certificate), certificate.action
+    observation, action = observation_of(certificate), certificate.action
     scene = rules.Scene(action, observation, certificate.policy, certificate.at)
     claimed = {finding.rule: finding.holds for finding in certificate.findings}
     wrong = []

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 
 from shared.disk_release import state as states
-from shared.disk_release.cases import Case
+from shared.disk_release.cases import Case, tainted_since
 from shared.disk_release.observation import Fact, Observation
 from shared.disk_release.policy import DiskReleasePolicy
 from shared.disk_release.state import FORBIDDEN, Release, WriteState
@@ -234,12 +234,15 @@ def node_is_not_ready(scene: Scene) -> Answer:
     return not node.is_ready, f"node {node.name}: Ready={node.ready}"
 
 
-@rule("the node has been NotReady, and its lease not renewed, for the pool's grace", "I7")
+@rule(
+    "the node has been NotReady, its lease not renewed, and its VM not just started, for the pool's grace",
+    "I7",
+)
 def node_is_silent(scene: Scene) -> Answer:
     node = scene.node
     if node is None:
         return None, "there is no Node"
-    silence = silent_for(node, scene.now)
+    silence = silent_for(node, scene.observation, scene.now)
     grace = scene.policy.grace_of(node.pool)
     return (
         silence is not None and silence >= grace,
@@ -247,11 +250,14 @@ def node_is_silent(scene: Scene) -> Answer:
     )
 
 
-def silent_for(node: Node, now: datetime) -> timedelta | None:
-    """How long a node has been both NotReady and not heard of; None while it is Ready or nothing is known."""
+def silent_for(node: Node, observation: Observation, now: datetime) -> timedelta | None:
+    """How long a node has been both NotReady and not heard of; None while it is Ready or nothing is known.
+    Of a VM that was off and has been started, it counts from then: it is to have its time to boot.
+    """
     if node.is_ready or node.ready_since is None or node.renewed_at is None:
         return None
-    return now - max(node.ready_since, node.renewed_at)
+    started = observation.state.seen.get(states.started(node.machine))
+    return now - max(node.ready_since, node.renewed_at, *([started.first] if started else ()))
 
 
 @rule("the VM runs", "I7")
@@ -478,17 +484,6 @@ def kubernetes_had_its_turn(scene: Scene) -> Answer:
         return False, "the node is not tainted"
     waited, limit = scene.now - tainted_at, scene.policy.limits.detach_after
     return waited >= limit, f"tainted {_seconds(waited)} ago, turn {_seconds(limit)}"
-
-
-def tainted_since(node: Node, observation: Observation) -> datetime | None:
-    """When the node was taken out of service, by us or by the cloud provider; None if it was not."""
-    release, taint = observation.state.release_of(node.machine), node.out_of_service
-    if taint is None:
-        return None
-    if release is not None and release.tainted_at is not None:
-        return release.tainted_at
-    sighting = observation.state.seen.get(states.out_of_service(node.name))
-    return taint.added_at or (sighting.first if sighting else None)
 
 
 @rule("a plain detach of the disks failed or took longer than `detachTimeout`, and `force` is on", "I2", "I8")

@@ -162,6 +162,16 @@ def updating(vm: str) -> str:
     return f"updating:{key(vm)}"
 
 
+def off(vm: str) -> str:
+    """The VM was stopped or deallocated."""
+    return f"off:{key(vm)}"
+
+
+def started(vm: str) -> str:
+    """The VM, once off, was on again."""
+    return f"started:{key(vm)}"
+
+
 def gone_node(name: str) -> str:
     """Attachments name a node that has no Node object."""
     return f"gone-node:{name}"

@@ -16,7 +16,7 @@ from functools import cached_property
 import msgspec
 
 from shared.disk_release import state as states
-from shared.disk_release.cases import PATIENCE, Case, is_suspect, machine_name
+from shared.disk_release.cases import PATIENCE, Case, is_suspect, machine_name, tainted_since
 from shared.disk_release.observation import Fact
 from shared.disk_release.policy import DiskReleasePolicy
 from shared.disk_release.rules import (
@@ -26,7 +26,6 @@ from shared.disk_release.rules import (
     gone,
     is_ours,
     silent_for,
-    tainted_since,
     why_attacher_cannot,
 )
 from shared.disk_release.state import ArmWrite, Release, WriteState
@@ -572,7 +571,7 @@ def _silent(look: _Look) -> _Answer | None:
         return look.wait(
             "S1", "NodeGoneVmRuns", message, until, "power the VM off, or let its kubelet register"
         )
-    silence, grace = silent_for(node, look.now), look.policy.grace_of(node.pool)
+    silence, grace = silent_for(node, look.case.observation, look.now), look.policy.grace_of(node.pool)
     if silence is None or silence < grace:
         until = look.now + (grace - (silence or timedelta(0)))
         return look.wait("S1", "NodeSilent", f"node {node.name} is NotReady; grace is not over", until)

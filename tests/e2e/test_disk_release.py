@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from live_cluster import LiveCluster
@@ -24,7 +25,7 @@ from sandbox.controlplane import AssetsMissingError, ControlPlane, find_assets
 from sandbox.disk_driver import DRIVER, DiskDriver, lun_of, waiting
 from sandbox.fleet import Pool
 from sandbox.kube_client import Document, KubeError
-from shared.bootstrap import Clients
+from sandbox.witness import PLURALS, Witness, WitnessedClients
 from shared.runtime.automation import find
 from shared.work import one_pass
 
@@ -145,6 +146,11 @@ class Live(LiveCluster):
         ]
         return f"{super().describe()}\nattachments {held}"
 
+    def every(self, plural: str) -> list[Document]:
+        """For the witness."""
+        group = PLURALS[plural]
+        return self.list(f"/apis/{group}/v1/{plural}" if group else f"/api/v1/{plural}")
+
 
 class App:
     """The app's own pass, as its timer and follow-ups would make it every second or so."""
@@ -167,7 +173,8 @@ class App:
             "KUBEKEEPER_CONFIG": str(path),
             "KUBEKEEPER_ARM_ENDPOINT": live.arm.url,
         }
-        self.clients = Clients(environ, live.arm.credential())
+        self.clients = WitnessedClients(environ, live.arm.credential())
+        self.witness = self.clients.witness = Witness(live.arm, live.every, self.clients.now, self.state)
         self.cluster = self.clients.settings().clusters[0]
         self._next = 0.0
 
@@ -175,11 +182,15 @@ class App:
         """A pass every second."""
         if time.monotonic() < self._next:
             return
+        self.witness.process()
         claim = self.clients.claims.acquire(self.cluster.name, AUTOMATION, self.clients.now())
         assert claim is not None
         with claim:
             one_pass(self.clients, find(AUTOMATION), self.cluster, claim)
         self._next = time.monotonic() + 1.0
+
+    def state(self) -> Mapping[str, Any]:
+        return self.clients.claims.state(self.cluster.name, AUTOMATION).automation
 
     def did(self) -> list[str]:
         """Actions that succeeded, in order."""
@@ -198,8 +209,12 @@ def live() -> Iterator[Live]:
 
 
 @pytest.fixture
-def app(live: Live, storage: str, tmp_path: Path) -> App:
-    return App(live, storage, tmp_path)
+def app(live: Live, storage: str, tmp_path: Path) -> Iterator[App]:
+    """The app beside the cluster; all that it did kept the invariants."""
+    app = App(live, storage, tmp_path)
+    yield app
+    assert app.witness.moments
+    assert app.witness.violations(map(str, live.arm.corruptions)) == []
 
 
 def test_a_stateful_set_leaves_a_dead_node_whose_machine_runs(live: Live, app: App) -> None:

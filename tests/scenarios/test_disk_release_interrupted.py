@@ -62,7 +62,7 @@ def _die(stage: str, at: int, directory: Path) -> int:
         app.until(lambda: moved(world), 900)
         app.until(lambda: is_closed(app), 900)
         assert deaths.is_over, "that stage was never reached"
-        assert app.violations == [] and world.corruptions == [], app.describe()
+        assert app.violations == app.broken_invariants() == [] == world.corruptions, app.describe()
         sent = [r.path.rpartition("/")[2] for r in app.writes()]
         assert sent.count("powerOff") == 1 and sent.count("attachDetachDataDisks") <= 1, app.describe()
         return app.deaths
@@ -111,7 +111,7 @@ def test_a_lost_answer_is_looked_for_and_not_asked_again(action: str, tmp_path: 
         world.arm.fault(Fault(on("POST", action), lose_answer=True))
         app.until(lambda: moved(world), 900)
         assert [r.path.rpartition("/")[2] for r in app.asked if r.method == "POST"].count(action) == 1
-        assert app.violations == [] and world.corruptions == []
+        assert app.violations == app.broken_invariants() == [] == world.corruptions
 
 
 def test_every_message_twice_does_everything_once(tmp_path: Path) -> None:
@@ -123,4 +123,4 @@ def test_every_message_twice_does_everything_once(tmp_path: Path) -> None:
             app.step(2.0)
         assert moved(world)
         assert [r.path.rpartition("/")[2] for r in app.writes()] == ["powerOff", "attachDetachDataDisks"]
-        assert app.violations == [] and world.corruptions == [] and app.poisoned == []
+        assert app.violations == app.broken_invariants() == app.poisoned == [] == world.corruptions

@@ -177,7 +177,7 @@ class Story:
 
     def wrongs(self) -> list[str]:
         """Everything that must not be so."""
-        found = [*self.app.violations, *(f"corruption: {c}" for c in self.app.own_corruptions())]
+        found = [*self.app.violations, *self.app.broken_invariants()]
         found += [f"not released: {disk}" for disk in (*self.stuck(), *self.zombies())]
         found += [f"poisoned: {line}" for line in self.app.poisoned]
         found += [f"left tainted: {name}" for name in self.left_tainted()]

@@ -7,6 +7,7 @@ really happens.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from disk_release_world import OUT_OF_SERVICE, Keeper
 from sandbox.arm import QUOTED
 from sandbox.arm.core import Ending
 from sandbox.asgi import Fault, on
+from sandbox.disk_provisioner import CLASSES
 from sandbox.kube.kinds import ATTACHMENTS
 from sandbox.kube.volumes import VOLUMES
 from sandbox.scenario import World
@@ -36,9 +38,16 @@ def world() -> Iterator[World]:
 
 
 @pytest.fixture
-def keep(world: World, tmp_path: Path) -> Any:
-    """Start the app beside the world, with what stands under `diskRelease`."""
-    return lambda **policy: Keeper(world, tmp_path, **policy)
+def keep(world: World, tmp_path: Path) -> Iterator[Any]:
+    """Start the app beside the world, with what stands under `diskRelease`; it never breaks an invariant."""
+    apps = []
+
+    def begin(**policy: Any) -> Keeper:
+        apps.append(Keeper(world, tmp_path, **policy))
+        return apps[-1]
+
+    yield begin
+    assert [line for app in apps for line in app.broken_invariants()] == []
 
 
 def disk_of(world: World, name: str = "db-0") -> str:
@@ -88,6 +97,22 @@ def test_s1_a_pod_that_a_dead_node_keeps_is_reported_though_its_disk_is_elsewher
     world.delete_pod("db-0", grace=0)
     app.until(lambda: runs_elsewhere(world, dead), within=120)
     assert app.own_corruptions() == []
+
+
+def test_s1_a_machine_that_was_started_again_has_its_time_to_boot(world: World, keep: Any) -> None:
+    app, dead = keep(grace="60s", detachAfter="30s"), world.pod("db-0").node
+    _stop_driver(world)
+    world.kill_kubelet(dead)
+    app.until(lambda: app.events("PoweredOff"), within=300)
+    world.fleet.boot_delay = timedelta(minutes=30)
+    world.start_machine(dead)
+    app.until(lambda: app.events("NodeUntainted"), within=120)
+    assert app.left_alone()[f"db-0 on {dead}"] == "NodeSilent" and len(app.writes()) == 1
+    app.run(15)
+    assert len(app.writes()) == 1
+    app.until(lambda: len(app.writes()) == 2, within=120)  # it stays silent, and is fenced again
+    app.until(lambda: world.owner(disk_of(world)) != dead, within=300)
+    assert world.corruptions == []
 
 
 # Other kinds of machines
@@ -151,6 +176,18 @@ def test_s2_a_machine_on_its_way_down_is_waited_for(world: World, keep: Any) -> 
     world.stop_machine(dead, deallocate=True, at_once=False)
     app.until(lambda: runs_elsewhere(world, dead), within=500)
     assert world.corruptions == [] and app.writes() == []
+
+
+def test_s2_a_detach_that_azure_was_too_busy_for_is_asked_for_again(world: World, keep: Any) -> None:
+    app, dead = keep(detachAfter="30s"), world.pod("db-0").node
+    _stop_driver(world)
+    body = {"error": {"code": "TooManyRequests", "message": "later"}}
+    world.arm.fault(Fault(on("POST", DETACH), status=429, body=body))
+    world.stop_machine(dead)
+    app.until(lambda: any(r.path.endswith(DETACH) for r in app.asked), within=400)
+    app.until(lambda: world.owner(disk_of(world)) != dead, within=300)
+    assert [r.path.rpartition("/")[2] for r in app.writes()] == [DETACH]
+    assert world.corruptions == []
 
 
 def test_a_fence_that_is_never_allowed_is_reported(world: World, keep: Any) -> None:
@@ -227,6 +264,20 @@ def test_s3_a_404_once_proves_nothing(world: World, keep: Any) -> None:
     app.run(200)
     assert [a for a in world.attachments() if a[1] == dead]
     assert app.events() == []
+
+
+# S4: another machine has the name
+
+
+def test_s4_a_machine_of_the_same_name_is_another_one(world: World, keep: Any) -> None:
+    app, dead = keep(grace="0s"), world.pod("db-0").node
+    world.kill_kubelet(dead)
+    app.until(lambda: app.events("FenceBegun"), within=120)
+    world.arm.replace_vm(world.machine(dead))
+    app.run(900)
+    assert app.left_alone() == {f"db-0 on {dead}": "DetachedUnderneath"}
+    assert len(app.writes()) == 1 and not app.state.get("releases")
+    assert world.corruptions == []
 
 
 # S5 to S18
@@ -335,6 +386,47 @@ def test_s18_a_disk_with_an_active_export_is_reported(world: World, keep: Any) -
     app.run(300)
     assert app.left_alone()[f"db-0 on {dead}"] == "DiskBusy"
     assert app.events() == []
+
+
+def test_s17_two_nodes_that_hold_each_others_disks_both_let_go(world: World, keep: Any) -> None:
+    """Crossed wishes: neither attach can go first; the driver takes no disk from another machine here."""
+    for name, holder in (("left", "b"), ("right", "c")):
+        disk = world.arm.add_disk(name)
+        world.add_volume(f"pv-{name}", disk, claim=name)
+        world.add_claim(name)
+        world.arm.attach(world.machine(holder), disk, 7)
+    world.disks.is_spoken_for = lambda *_: True
+    app = keep()
+    for name, node in (("left", "c"), ("right", "b")):
+        for other in {"a", "b", "c"} - {node}:
+            world.cordon(other)
+        world.add_pod(name, claims=[name])
+        app.run(5)
+        for other in {"a", "b", "c"} - {node}:
+            world.cordon(other, off=True)
+    app.run(200)
+    assert app.left_alone()["left on c"] == app.left_alone()["right on b"] == "AttachedElsewhere"
+    app.until(lambda: world.pod("left").is_running and world.pod("right").is_running, within=1200)
+    assert [r.path.rpartition("/")[2] for r in app.writes()] == [DETACH, DETACH]
+    assert world.corruptions == []
+
+
+def test_what_is_wrong_with_storage_besides_is_said_in_words(world: World, keep: Any) -> None:
+    world.arm.add_disk("old", **{"kubernetes.io-created-for-pv-name": "pv-old"})
+    world.add_claim("waiting", storage_class="gold")
+    files = {"metadata": {"name": "files"}, "provisioner": "file.csi.azure.com", "parameters": {}}
+    world.kubernetes.put(CLASSES, files)
+    world.add_volume("pv-once", world.arm.add_disk("once"), claim="once")
+    once = next(v for v in world.kubernetes.objects(VOLUMES) if v["metadata"]["name"] == "pv-once")
+    world.kubernetes.api.update(VOLUMES, once, {**once, "status": {"phase": "Released"}}, "status")
+    app = keep()
+    app.run(70)
+    assert app.left_alone() == {
+        "disk old": "DiskUnclaimed",
+        "pvc default/waiting": "ClassMissing",
+        "pv pv-once": "VolumeReleased",
+        "storageclass files": "ShareWorldWritable",
+    }
 
 
 # Limits

@@ -341,7 +341,8 @@ class Machines(ResourceType):
         machine = call.existing()
         refuse_if_deleting(machine)
         before = machine.hidden.get("power", "")
-        before = machine.hidden.get("before", before) if before.endswith("ing") else before
+        is_moving = before in ("starting", "stopping", "deallocating")
+        before = machine.hidden.get("before", before) if is_moving else before
         # Nothing to do is done without a transition, but with an operation all the same.
         if machine.hidden.get("power") == power and meanwhile != power and not hibernated:
             meanwhile = power

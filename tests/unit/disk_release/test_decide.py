@@ -8,10 +8,11 @@ import msgspec
 import pytest
 from disk_builders import NOW, POLICY, Scene, ago, disk, vm, write
 
+from shared.disk_release.cases import needs
 from shared.disk_release.decide import decide, verdicts
 from shared.disk_release.observation import Fact, Known
 from shared.disk_release.policy import DiskReleasePolicy
-from shared.disk_release.state import Done, Fence, WriteState, unowned, updating
+from shared.disk_release.state import Done, Fence, WriteState, started, unowned, updating
 from shared.model.disk import CREATED_FOR_VOLUME, Blob, DataDisk, Taint, key
 from shared.model.plan import Action, ActionKind, LeftAlone, Plan
 
@@ -79,6 +80,12 @@ ACTIONS: dict[str, tuple[Callable[[], Scene], ActionKind, str, str]] = {
     ),
     "S1 fence is tried twice": (
         lambda: dead().releasing("a", write(ActionKind.POWER_OFF_VM, WriteState.FAILED)),
+        ActionKind.POWER_OFF_VM,
+        "FenceAndRelease",
+        "S1",
+    ),
+    "S1 VM started again, and silent": (
+        lambda: dead().seen(started(vm("a")), 70),
         ActionKind.POWER_OFF_VM,
         "FenceAndRelease",
         "S1",
@@ -227,6 +234,11 @@ def test_a_situation_that_is_acted_on(name: str) -> None:
 
 WAITS_AND_REPORTS: dict[str, tuple[Callable[[], Scene], str, str]] = {
     "S1 grace not over": (lambda: Scene().silent("a", 20), "Wait", "NodeSilent"),
+    "S1 VM started again a moment ago": (
+        lambda: dead().seen(started(vm("a")), 20),
+        "Wait",
+        "NodeSilent",
+    ),
     "S1 fence under way": (
         lambda: dead().releasing("a", write(ActionKind.POWER_OFF_VM, WriteState.RUNNING, at=20)),
         "Wait",
@@ -576,6 +588,17 @@ def test_nothing_is_written_while_a_disk_is_only_known_from_a_list() -> None:
 
     assert plan(scene).actions == ()
     assert "DisksAreTheSame" in left(scene) or "DiskReadsAreFresh" in left(scene)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_listed_disk_is_read_when_the_turn_of_the_controllers_is_over_release_or_not(ours: bool) -> None:
+    def wanted(age: float) -> tuple[str, ...]:
+        scene = stopped().taint("a", ours=ours, age=age)
+        scene.census[key(disk("d1"))] = scene.disks.pop(key(disk("d1"))).value
+        return needs(scene.build(), scene.policy, NOW).disks
+
+    assert wanted(100) == (disk("d1"),)
+    assert wanted(20) == ()
 
 
 def test_a_list_is_enough_to_fence() -> None:

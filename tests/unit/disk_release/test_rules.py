@@ -289,6 +289,24 @@ def test_without_a_rule_an_invariant_breaks(base: tuple[ActionKind, str], rule: 
     assert noticed, {name: refused for name, refused, _ in cases_of(base) if rule in refused}
 
 
+def test_every_removal_is_noticed(capsys: pytest.CaptureFixture[str]) -> None:
+    """The same in numbers."""
+    removed = [(base, rule) for base, names in rules.REQUIRED.items() for rule in names]
+    noticed = [
+        (base, rule)
+        for base, rule in removed
+        if any(refused == {rule} and wrong for _, refused, wrong in cases_of(base))
+    ]
+    with capsys.disabled():
+        print(
+            f"\n{len(rules.RULES)} rules, {len(removed)} preconditions of {len(rules.REQUIRED)} kinds of "
+            f"writes removed one by one in {sum(len(cases_of(base)) for base in BASES)} worlds: "
+            f"{len(noticed)} noticed"
+        )
+
+    assert noticed == removed
+
+
 def test_every_rule_is_used_and_every_use_has_a_world() -> None:
     assert set(rules.RULES) == {name for names in rules.REQUIRED.values() for name in names}
     assert set(BASES) == {(kind, str(ground)) for kind, ground in rules.REQUIRED}
