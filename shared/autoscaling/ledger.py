@@ -27,7 +27,7 @@ GROWTH_PATIENCE = timedelta(minutes=30)
 """An operation that has not ended by then is no longer asked about; its machines are judged by themselves."""
 LONGEST_LAG = timedelta(minutes=10)
 """Reads of Azure are believed to be at most this late."""
-ROLL_LOST = HOUR
+ROLL_LOST = timedelta(minutes=15)
 """An operation looks every few seconds; one that has not for so long failed without saying so."""
 
 
@@ -232,7 +232,7 @@ class Ledger(_Entry):
         """Drop what no limit counts any more, and rests that are long over."""
         self.additions = [change for change in self.additions if now - change.at < HOUR]
         self.removals = [change for change in self.removals if now - change.at < HOUR]
-        self.rolls = {run: roll for run, roll in self.rolls.items() if now - roll.seen_at < ROLL_LOST}
+        self.rolls = {run: roll for run, roll in self.rolls.items() if now - roll.seen_at < HOUR}
         for note in self.pools.values():
             note.made = {one: at for one, at in note.made.items() if now - at < LONGEST_LAG}
             if note.backoff and now - note.backoff.until > HOUR:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from shared.autoscaling.azure import NOW, Ages, AzureReader
+from shared.autoscaling.azure import NOW, Ages, AzureReader, failures
 from shared.autoscaling.facts import Pool, PoolKind
 from shared.autoscaling.metrics import measure
 from shared.autoscaling.observation import LISTS, ONLY_PENDING, Collector, Observation
 from shared.autoscaling.policy import AutoscalingPolicy
-from shared.errors import ConflictError, SettingsError
+from shared.errors import ConflictError, SettingsError, UnavailableError
 from shared.model.node import Node
 
 if TYPE_CHECKING:
@@ -114,9 +114,17 @@ def observe(place: Place, state: Mapping[str, Any], ages: Ages, *, keep: bool = 
 
 
 def pools_and_nodes(place: Place, state: Mapping[str, Any]) -> tuple[tuple[Pool, ...], tuple[Node, ...]]:
-    """The pools as Azure has them now and the cluster's nodes, and nothing else; errors as of `observe`."""
+    """The pools as Azure has them now and the cluster's nodes, and nothing else.
+
+    ApiError when Kubernetes or one of Azure's lists cannot be read: a pool that is not seen is not gone.
+    """
     collector = _collect(place.kube, keep=False, plurals=("nodes",))
-    return _azure(place, state, whole=False).pools(NOW), tuple(collector.nodes)
+    reader = _azure(place, state, whole=False)
+    pools = reader.pools(NOW)
+    if failed := failures(reader.readings.values()):
+        what, code = failed[0].id.partition("?")[0], failed[0].code
+        raise UnavailableError(f"Azure does not answer for {what}: {code}; see the roles if that stays so")
+    return pools, tuple(collector.nodes)
 
 
 def entry_of(cluster: Cluster) -> Document:

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from shared.autoscaling.facts import Pool
 from shared.autoscaling.growth import Declined, Wish, begin_growth, follow_growths
-from shared.autoscaling.ledger import BackoffReason, Phase, Roll
+from shared.autoscaling.ledger import ROLL_LOST, BackoffReason, Phase, Roll
 from shared.autoscaling.observe import is_node_of, machine_of, pools_and_nodes
 from shared.autoscaling.pools.driver import Machine, MachineState
 from shared.autoscaling.reconcile import follow_up
 from shared.autoscaling.removal import begin_removal, call_off, follow_removals, new_removal
 from shared.autoscaling.rolling import Course, Do, Member, Step, next_step
 from shared.autoscaling.work import Work
-from shared.errors import NotYetError
+from shared.errors import NotYetError, ThrottledError, UnavailableError
 from shared.model.duration import format_duration, parse_duration
 from shared.model.node import Node
 from shared.model.plan import Action, ActionKind, Outcome, Status
@@ -61,8 +61,13 @@ def carry_out(
     try:
         last = requested(kind, target, proceed())
     except NotYetError as unfinished:
-        unfinished.outcomes = done
+        unfinished.outcomes = [*done, *unfinished.outcomes]
         raise
+    except (ThrottledError, UnavailableError) as error:
+        if known is None or work.now - (known.moved_at or known.at) > PATIENCE:
+            raise
+        wait = max(LOOK_SECONDS, getattr(error, "retry_after_seconds", 0.0))
+        raise NotYetError(f"{target}: {error}", seconds=wait, outcomes=done) from error
     except Declined as declined:
         last = requested(kind, target, f"{target}: {declined}", failed=True)
         done += _call_off(work, str(declined))
@@ -95,8 +100,11 @@ def begin_roll(work: Work, run: str, pool: Pool, **known: Any) -> Roll:
     """Note that machines of the pool are being replaced; it keeps the size it has now. Saved by whoever
     begins. Declined for a pool that is being rolled already.
     """
-    if any(other.pool == pool.id and not other.ended for other in work.ledger.rolls.values()):
+    others = [one for one in work.ledger.rolls.values() if one.pool == pool.id and not one.ended]
+    if any(work.now - one.seen_at < ROLL_LOST for one in others):
         raise Declined(f"another operation is replacing machines of {pool.name}; wait for it")
+    for lost in others:
+        lost.ended, lost.is_failed = "another operation took its place", True
     draining = [one for one in work.ledger.draining.values() if one.pool == pool.id]
     going = sum(1 for one in draining if one.phase is Phase.DRAINING)
     size = pool.capacity - going
@@ -181,10 +189,9 @@ def course_of(work: Work, roll: Roll, pool: Pool) -> Course:
     return Course(size=roll.size, most=most, surge=roll.surge, boot=boot, is_strict=not roll.machine)
 
 
-def go_on(work: Work, run: str, sight: Sight) -> bool:
-    """One step of the roll; whether it is done. Declined when it has to stop, what can be undone undone.
-
-    NotYetError when there is more to come.
+def go_on(work: Work, run: str, sight: Sight) -> None:
+    """One step of the roll; returns when it is done. Declined when it has to stop, NotYetError when there is
+    more to come.
     """
     roll, pool = work.ledger.rolls[run], sight.pool
     course = course_of(work, roll, pool)
@@ -197,16 +204,16 @@ def go_on(work: Work, run: str, sight: Sight) -> bool:
     step = next_step(sight.members, course, capacity=pool.capacity, is_growing=growing, now=work.now)
     _note_progress(work, roll, sight)
     if step.do is Do.DONE:
-        return True
+        return
     if step.do is Do.STOP:
         raise Declined(step.message)
     patience = _patience(work, roll)
     if work.now - (roll.moved_at or roll.at) > patience:
         line = step.message or "Azure makes no new machines"
         raise Declined(f"nothing has changed for {format_duration(patience)}: {line}")
-    line = _carry_out(work, roll, sight, step)
+    line, outcomes = _take(work, roll, sight, step)
     work.save()
-    raise NotYetError(f"{progress_of(roll)}; {line}", seconds=LOOK_SECONDS)
+    raise NotYetError(f"{progress_of(roll)}; {line}", seconds=LOOK_SECONDS, outcomes=outcomes)
 
 
 def wait_for(work: Work, roll: Roll, line: str, patience: timedelta = PATIENCE) -> NoReturn:
@@ -223,16 +230,17 @@ def progress_of(roll: Roll) -> str:
     return f"{roll.name}: {max(0, roll.of - roll.old)} of {roll.of} nodes done"
 
 
-def _carry_out(work: Work, roll: Roll, sight: Sight, step: Step) -> str:
+def _take(work: Work, roll: Roll, sight: Sight, step: Step) -> tuple[str, list[Outcome]]:
+    """Carry out one step: what to say of it, and what came of it."""
     if step.do is Do.GROW:
         return _grow(work, sight, step.to)
     if step.do is Do.REMOVE:
         return _remove(work, roll, sight, step.members)
     refused = next((why for node, why in roll.asked.items() if why and node in work.ledger.draining), "")
-    return f"{step.message}{f': {refused}' if refused else ''}"
+    return f"{step.message}{f': {refused}' if refused else ''}", []
 
 
-def _grow(work: Work, sight: Sight, to: int) -> str:
+def _grow(work: Work, sight: Sight, to: int) -> tuple[str, list[Outcome]]:
     pool = sight.pool
     rest = work.ledger.note(pool.id).backoff
     if rest is not None and rest.until > work.now:
@@ -240,7 +248,7 @@ def _grow(work: Work, sight: Sight, to: int) -> str:
             raise Declined(
                 f"no new machine: {pool.name} rests until {rest.until:%H:%M:%S} UTC: {rest.message}"
             )
-        return f"Azure asks to wait until {rest.until:%H:%M:%S} UTC"
+        return f"Azure asks to wait until {rest.until:%H:%M:%S} UTC", []
     action = Action(
         kind=ActionKind.SCALE_UP,
         target=pool.name,
@@ -252,10 +260,10 @@ def _grow(work: Work, sight: Sight, to: int) -> str:
     begun = begin_growth(work, Wish(action=action, pool=pool, was=pool.capacity, to=to, seen=seen))
     if begun.status is Status.FAILED:
         raise Declined(f"no new machine: {begun.message}")
-    return begun.message
+    return begun.message, [begun] if begun.status is Status.SUCCEEDED else []
 
 
-def _remove(work: Work, roll: Roll, sight: Sight, members: Sequence[Member]) -> str:
+def _remove(work: Work, roll: Roll, sight: Sight, members: Sequence[Member]) -> tuple[str, list[Outcome]]:
     pool = sight.pool
     names = [one.node or one.name for one in members]
     roll.asked |= dict.fromkeys(names, "")
@@ -282,10 +290,9 @@ def _remove(work: Work, roll: Roll, sight: Sight, members: Sequence[Member]) -> 
         message="being replaced",
         parameters={"pool": pool.id, "nodes": names},
     )
-    begin_removal(work, action, pool, removals)
-    follow_removals(work)
+    outcomes = begin_removal(work, action, pool, removals) + follow_removals(work)
     _note_asked(work, roll)
-    return f"{', '.join(names)} is being drained"
+    return f"{', '.join(names)} is being drained", outcomes
 
 
 def _note_asked(work: Work, roll: Roll) -> None:

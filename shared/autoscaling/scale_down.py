@@ -8,15 +8,17 @@ all that are named can go together.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
 
 from shared.autoscaling.board import Group
 from shared.autoscaling.demand import manual_size
 from shared.autoscaling.facts import Pool
+from shared.autoscaling.ledger import ROLL_LOST
 from shared.autoscaling.observation import Budget
 from shared.autoscaling.scene import HOUR, Scene, group_of
 from shared.model.duration import format_duration, parse_duration
@@ -217,11 +219,15 @@ def is_kept(scene: Scene, pool: Pool, node: Node) -> tuple[str, str] | None:
     if pool.policy.whole:
         return "PoolIsWhole", f"pool {pool.name} is used as a whole"
     rolls = (scene.state.get("rolls") or {}).values()
-    if any(one["pool"] == pool.id and not one.get("ended") for one in rolls):
+    if any(one["pool"] == pool.id and not one.get("ended") and _is_alive(scene, one) for one in rolls):
         return "PoolIsRolling", f"an operation is replacing machines of pool {pool.name}"
     if node.created_at and scene.now - node.created_at < JUST_JOINED:
         return "TooYoung", "it has just joined"
     return None
+
+
+def _is_alive(scene: Scene, roll: Mapping[str, Any]) -> bool:
+    return scene.now - msgspec.convert(roll["seenAt"], datetime) < ROLL_LOST
 
 
 def _unready(scene: Scene, node: Node) -> tuple[str, str]:

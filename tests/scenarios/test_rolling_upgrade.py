@@ -80,7 +80,7 @@ def running(world: World, name: str = "web") -> int:
 def test_a_scale_set_gets_a_new_image_and_never_has_fewer_nodes(
     world: World, start: Callable[..., App], flexible: bool
 ) -> None:
-    add_set(world, flexible=flexible)
+    add_set(world, count=2, flexible=flexible)
     app = start()
     world.add_deployment("web", replicas=6, cpu="300m")
     world.advance(10)
@@ -91,13 +91,13 @@ def test_a_scale_set_gets_a_new_image_and_never_has_fewer_nodes(
 
     record = upgrade(app, each=count)
     assert record.state is OperationState.SUCCEEDED, record.message
-    assert record.message == "agents: 3 machines replaced, all 3 are of the latest model"
-    assert images(world) == ["1-34 2.0.0"] * 3
+    assert record.message == "agents: 2 machines replaced, all 2 are of the latest model"
+    assert images(world) == ["1-34 2.0.0"] * 2
     assert not set(old) & set(world.nodes())
-    assert min(fewest) >= 3
+    assert min(fewest) >= 2
     assert running(world) == 6
     journal = app.journal()
-    assert journal.count("drained and deleted") == 3, journal
+    assert journal.count("drained and deleted") == 2, journal
 
 
 def test_machines_are_reimaged_in_place_one_at_a_time(world: World, start: Callable[..., App]) -> None:
@@ -200,7 +200,7 @@ def test_a_budget_that_refuses_stops_it_and_it_goes_on_when_sent_again(
 
 
 def test_a_new_node_that_falls_ill_stops_it(world: World, start: Callable[..., App]) -> None:
-    add_set(world)
+    add_set(world, count=2)
     app = start(scaleUp={"provisionTimeout": "4m"})
     old = set(world.nodes())
 
@@ -212,7 +212,7 @@ def test_a_new_node_that_falls_ill_stops_it(world: World, start: Callable[..., A
     record = upgrade(app, each=kill_the_first_new_one)
     assert record.state is OperationState.FAILED
     assert "is NotReady since" in record.message, record.message
-    assert len(old & set(world.nodes())) >= 2, "at most one had gone by then"
+    assert len(old & set(world.nodes())) >= 1, "at most one had gone by then"
 
 
 @pytest.mark.parametrize(

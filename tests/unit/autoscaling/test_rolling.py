@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from planning import SETS, Case, stamp
 
 from shared.autoscaling.rolling import Course, Do, Member, next_step
 
@@ -147,3 +148,21 @@ def test_whatever_happens_between_two_looks_there_are_enough_and_it_ends(seed: i
                 pool[name] = msgspec.structs.replace(one, is_ready=True, node=name)
         assert sum(one.is_ready and not one.is_leaving for one in pool.values()) >= least
     raise AssertionError("it never ended")
+
+
+@pytest.mark.parametrize(
+    ("seen_minutes_ago", "ended", "removed"),
+    [(1, "", []), (20, "", ["new"]), (1, "all are of the latest model", ["new"])],
+)
+def test_a_pool_that_is_being_rolled_loses_no_node_to_scale_down(
+    seen_minutes_ago: int, ended: str, removed: list[str]
+) -> None:
+    """The new node is empty until the old one is drained; an operation that died holds nothing for long."""
+    case = Case().pool("agents", {"cpu": "2000m", "memory": "4Gi", "pods": "110"})
+    case.node("agents", "new")
+    case.state["unneededSince"] = {"new": stamp(timedelta(hours=1))}
+    seen = stamp(timedelta(minutes=seen_minutes_ago))
+    case.state["rolls"] = {"run": {"pool": f"{SETS}/agents", "seenAt": seen, "ended": ended}}
+    result = case.decide()
+    assert result.removed == removed
+    assert removed or result.left("new").reason == "PoolIsRolling"
