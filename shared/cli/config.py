@@ -22,6 +22,7 @@ def check(
     import sys
 
     from shared.errors import SettingsError
+    from shared.runtime.automation import AUTOMATIONS
     from shared.settings import Settings, parse_settings
 
     try:
@@ -32,8 +33,10 @@ def check(
     if as_json:
         print_json({"file": file, "valid": True, "clusters": [one.name for one in settings.clusters]})
         return
-    with_backups = sum(1 for cluster in settings.clusters if cluster.etcd_backup)
-    print_line(f"{file}: valid; clusters: {len(settings.clusters)}, with etcd backups: {with_backups}")
+    print_line(f"{file}: valid")
+    for cluster in settings.clusters:
+        on = [name for name, automation in AUTOMATIONS.items() if automation.is_configured(cluster)]
+        print_line(f"  {cluster.name}: {', '.join(on) or 'no automation is turned on'}")
 
 
 @app.command("schema")

@@ -136,7 +136,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
 def test_config_check_says_valid_or_points_at_the_line(keeper: Keeper, tmp_path: Path) -> None:
     good, bad = tmp_path / "kubekeeper.yaml", tmp_path / "bad.yaml"
     bad.write_text(GOOD.replace("etcdBackup", "etcdBakcup"))
-    assert keeper("config", "check", str(good)).out == f"{good}: valid; clusters: 1, with etcd backups: 1\n"
+    assert keeper("config", "check", str(good)).out == f"{good}: valid\n  prod: etcd-backup\n"
     printed = keeper("config", "check", str(bad))
     assert printed.code == 2
     assert printed.err == (
