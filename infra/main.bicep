@@ -57,6 +57,9 @@ param privateEndpointSubnetId string = ''
 @description('Names of secrets in the vault, each an app setting: prod-etcd-key is setting:PROD_ETCD_KEY in the configuration.')
 param secrets string[] = []
 
+@description('How often nodes, disks and gateways are looked at when no event asks for it: NCRONTAB, six fields. Most of what an idle cluster costs.')
+param schedule string = '0 * * * * *'
+
 @description('Instances kept warm for each work queue, so that an event waits for no cold start.')
 @minValue(0)
 @maxValue(10)
@@ -156,6 +159,7 @@ module app 'modules/app.bicep' = {
     topicEndpoint: topic.outputs.endpoint
     vaultName: vault.outputs.name
     secrets: secrets
+    schedule: schedule
     armEndpoint: armEndpoint
     subnetId: subnetId
     alwaysReady: alwaysReady

@@ -12,6 +12,7 @@ param topicEndpoint string
 param armEndpoint string
 param vaultName string
 param secrets array
+param schedule string
 param subnetId string
 param alwaysReady int
 
@@ -37,10 +38,10 @@ var settings = {
   KUBEKEEPER_CONFIG: configurationUrl
   KUBEKEEPER_ARM_ENDPOINT: armEndpoint
   KUBEKEEPER_EVENTS_ENDPOINT: topicEndpoint
-  KUBEKEEPER_AUTOSCALING_SCHEDULE: '0 * * * * *'
-  KUBEKEEPER_DISK_RELEASE_SCHEDULE: '0 * * * * *'
+  KUBEKEEPER_AUTOSCALING_SCHEDULE: schedule
+  KUBEKEEPER_DISK_RELEASE_SCHEDULE: schedule
   KUBEKEEPER_ETCD_BACKUP_SCHEDULE: '0 */5 * * * *'
-  KUBEKEEPER_INGRESS_SYNC_SCHEDULE: '0 * * * * *'
+  KUBEKEEPER_INGRESS_SYNC_SCHEDULE: schedule
 }
 
 var references = toObject(secrets, one => toUpper(replace(one, '-', '_')), one => '@Microsoft.KeyVault(VaultName=${vaultName};SecretName=${one})')

@@ -150,8 +150,9 @@ def _azure_finding(cluster: Cluster, role: str, groups: tuple[str, ...], missing
         return ok(subject, f"may do all it needs in {places}")
     return problem(
         subject,
-        f"may not {_few(missing)} in {places}; give it the role: az role assignment create "
-        f"--assignee CLIENT-ID --role 'Kubekeeper {role} (ENVIRONMENT, {places})' --scope {groups[0]}",
+        f"may not {_few(missing)} in {places}; name '{role}' for it under 'scopes' of the parameters and "
+        f"deploy infra/main.bicep again, or give a role: az role assignment create --assignee CLIENT-ID "
+        f"--role ROLE --scope {groups[0]}",
     )
 
 

@@ -13,6 +13,7 @@ import json
 import re
 import shlex
 import subprocess
+from functools import cache
 from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
@@ -59,7 +60,7 @@ def test_no_code_stands_in_an_indented_block() -> None:
 
 
 def check_keeper(words: list[str]) -> None:
-    command: Any = typer.main.get_command(app)
+    command = _keeper()
     options = _options(command)
     rest = iter(words)
     for word in rest:
@@ -72,6 +73,11 @@ def check_keeper(words: list[str]) -> None:
             options |= _options(command)
         else:
             assert not getattr(command, "commands", None), f"there is no command '{word}'"
+
+
+@cache
+def _keeper() -> Any:
+    return typer.main.get_command(app)
 
 
 def _options(command: Any) -> dict[str, bool]:
