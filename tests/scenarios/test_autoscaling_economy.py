@@ -16,10 +16,13 @@ from collections.abc import Iterator
 import pytest
 
 from sandbox.scenario import World
-from tests.scenarios.autoscaling_world import SIZE, App
+from tests.scenarios.autoscaling_world import SIZE, App, WholeApp
 
-HOURS = 24 if os.environ.get("KUBEKEEPER_SWEEP") == "full" else 2
+IS_SWEEP = os.environ.get("KUBEKEEPER_SWEEP") == "full"
+HOURS = 24 if IS_SWEEP else 2
 POOLS = 10
+NODES = 1000 if IS_SWEEP else 100
+"""Of the large cluster."""
 
 
 @pytest.fixture
@@ -59,6 +62,28 @@ def test_an_idle_tick_asks_one_question_and_azure_none(world: World) -> None:
     assert app.reads() - azure <= 20 / 10 * 2 + 2
     assert app.writes() == []
     assert len(world.kubernetes.requests) > kube
+
+
+def test_a_large_idle_cluster_is_asked_no_more_than_a_small_one() -> None:
+    assert idle_ticks(NODES) == idle_ticks(2)
+
+
+def idle_ticks(nodes: int) -> list[list[str]]:
+    """What each of five ticks asks of Kubernetes and Azure, without those that look at everything."""
+    with World(serve=False) as world:
+        world.add_scale_set("agents", nodes, size=SIZE, tags={"min": str(nodes), "max": "2000"})
+        app = WholeApp(world)
+        app.run(180)
+        found = []
+        while len(found) < 5:
+            kube, azure = len(world.kubernetes.requests), len(world.arm.recorder.requests)
+            app.run(60)
+            asked = [
+                f"{one.path}?{one.query.get('fieldSelector')}" for one in world.kubernetes.requests[kube:]
+            ]
+            if asked[1:2] != ["/api/v1/pods?None"]:
+                found.append(asked + [str(one) for one in world.arm.recorder.requests[azure:]])
+        return found
 
 
 def test_nothing_is_written_when_nothing_changes(world: World) -> None:
