@@ -167,8 +167,6 @@ def _doctor(scene: Scene) -> None:
         holds=done.code == 1 and len(said) == 1 and "no verified backup" in said[0],
         otherwise=str(said),
     )
-    wide = max(map(len, done.output.splitlines()), default=0)
-    screen.check("no line is longer than 80 columns", holds=wide <= 80, otherwise=str(wide))
 
 
 def _operations(scene: Scene) -> None:

@@ -265,7 +265,7 @@ def get(  # noqa: PLR0917  typer reads the options from the signature
         }
         print_json({"backup": record.name, "key": key, **revisions, **describe(found.value)})
     else:
-        print_line(readable(found.value))
+        print_line(readable(found.value), whole=True)
 
 
 def open_chain_of(here: Session, cluster: Cluster, store: BlobStore, record: BackupRecord) -> Chain:
@@ -305,7 +305,7 @@ def _print_keys(record: BackupRecord, entries: list[Entry], prefix: str, *, raw:
         print_json({"backup": record.name, "prefix": prefix, "keys": keys})
         return
     for entry in entries:
-        print_line(entry.key.decode(errors="backslashreplace"))
+        print_line(entry.key.decode(errors="backslashreplace"), whole=True)
 
 
 @app.command("prepare")

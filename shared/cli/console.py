@@ -46,21 +46,26 @@ def print_json(document: Any) -> None:
     sys.stdout.write(text + "\n")
 
 
-def print_line(line: str = "") -> None:
-    """One line on stdout."""
+def print_line(line: str = "", *, whole: bool = False) -> None:
+    """One line on stdout; on a terminal one that is too long goes on below, indented, unless it is `whole`.
+
+    Elsewhere lines stay whole, for whoever searches in them.
+    """
+    if not whole and sys.stdout.isatty() and "\n" not in line:
+        indent = line[: len(line) - len(line.lstrip())]
+        for part in wrapped(line.strip(), f"{indent}  ", first=indent) or [""]:
+            sys.stdout.write(part + "\n")
+        return
     sys.stdout.write(line + "\n")
 
 
-def wrapped(text: str, indent: str = "", *, first: str | None = None) -> list[str]:
-    """Text in lines that fit the terminal (80 columns elsewhere), each indented; a long word is broken."""
+def wrapped(text: str, indent: str, *, first: str) -> list[str]:
+    """Text in lines as wide as the terminal, the first after `first`, the others indented."""
     import textwrap
 
+    # A path or an id that is longer than a line is broken; one that fits on a line of its own is not.
     return textwrap.wrap(
-        text,
-        width=console_width(),
-        initial_indent=indent if first is None else first,
-        subsequent_indent=indent,
-        break_on_hyphens=False,
+        text, console_width(), initial_indent=first, subsequent_indent=indent, break_on_hyphens=False
     )
 
 

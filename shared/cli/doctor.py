@@ -6,6 +6,7 @@ It writes only what proves that it may: a blob, a row, both removed at once.
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -52,17 +53,21 @@ def doctor(
         print_json({"findings": findings})
     else:
         warnings = sum(finding.level == "warning" for finding in findings)
-        print_line(f"{len(findings)} findings: {problems} problems, {warnings} warnings")
+        print_line(f"{len(findings)} findings: {_many(problems, 'problem')}, {_many(warnings, 'warning')}")
     return 1 if problems else 0
 
 
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def _print(finding: Finding) -> None:
-    """The level, and all that is said beside it."""
-    indent = " " * len(f"{'problem':<{LEVEL_WIDTH}} ")
-    first, *rest = wrapped(f"{finding.subject}: {finding.message}", indent)
-    print_line(f"{styled(f'{finding.level:<{LEVEL_WIDTH}}', finding.level)} {first.lstrip()}")
-    for line in rest:
-        print_line(line)
+    """The level, and all that is said beside it; in one line where that is no terminal."""
+    level, said = f"{finding.level:<{LEVEL_WIDTH}} ", f"{finding.subject}: {finding.message}"
+    lines = wrapped(said, " " * len(level), first=level) if sys.stdout.isatty() else [level + said]
+    print_line(styled(level, finding.level) + lines[0].removeprefix(level), whole=True)
+    for line in lines[1:]:
+        print_line(line, whole=True)
 
 
 def examine(here: Session, cluster: str | None) -> Iterator[Finding]:

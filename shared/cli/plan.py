@@ -85,7 +85,7 @@ def snapshot(
     here = session(context)
     data: bytes = load(f"{found.package}.observation:save")(_observe(here, found, here.cluster(cluster)))
     if str(output) == "-":
-        print_line(data.decode().rstrip("\n"))
+        print_line(data.decode().rstrip("\n"), whole=True)
         return
     write_file(output, data)
     print_note(f"wrote {output}; decide from it with: keeper plan {automation} --from {output}")
@@ -144,7 +144,8 @@ def _print_plan(plan: Plan) -> None:
     for number, action in enumerate(plan.actions, start=1):
         print_line(f"  {number}. {action.kind} {action.target}")
         print_line(f"     {action.reason}: {action.message}")
-        shown = {key: _shown(value) for key, value in action.parameters.items()}
+        said = {key: value for key, value in action.parameters.items() if value not in (None, "", [], {})}
+        shown = {key: _shown(value) for key, value in said.items()}
         for key, text in shown.items():
             if text is not None:
                 print_line(f"     {key}: {text}")

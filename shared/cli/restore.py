@@ -41,7 +41,7 @@ class Restored(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         if self.commands:
             print_line("still to be run where etcdutl 3.5.10 or newer is:")
             for command in self.commands:
-                print_line(f"  {command}")
+                print_line(f"  {command}", whole=True)
         for line in self.advice:
             print_line(f"  note: {line}")
 
