@@ -145,7 +145,10 @@ def look_at(work: Work, pool: Pool, nodes: Sequence[Node], is_old: Callable[[Mac
     by_machine = {machine_of(node.provider_id): node for node in nodes if not node.is_going}
     leaving = {one.machine for one in work.ledger.draining.values()}
     machines = work.driver_of(pool).machines(work.arm, pool.id)
-    there = [one for one in machines if one.state is not MachineState.DELETING or one.id in leaving]
+    # A stopped machine without a node is one that AKS keeps for later (scaleDownMode Deallocate).
+    absent = {one.id for one in machines if one.state is MachineState.STOPPED} - by_machine.keys()
+    absent |= {one.id for one in machines if one.state is MachineState.DELETING} - leaving
+    there = [one for one in machines if one.id not in absent]
     members = [
         _member(one, by_machine.get(one.id), is_old=is_old(one), is_leaving=one.id in leaving)
         for one in there

@@ -196,7 +196,7 @@ def _back_up_first(
     identity = f"before-upgrade-{work.claim.run_id}"
     record = clients.operations.read(identity)
     if record is not None and record.state is OperationState.SUCCEEDED:
-        roll.is_backed_up, roll.moved_at = True, work.now
+        roll.is_backed_up, roll.moved_at, roll.sent_at = True, work.now, None
         work.save()
         return
     if record is not None and record.is_over:
