@@ -1,16 +1,22 @@
-"""A real cluster whose machines are the local Azure's, for the tests on the real control plane.
+"""A real cluster whose machines are the local Azure's, for the tests on the real control plane; and the app's
+own passes over it, with nothing but the role of one automation.
 
 Kubelets are played (sandbox.fleet, node_agent); API server, scheduler and controllers are the real ones.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
+
+from roles import connection_of_app
 
 from sandbox.arm import LocalArm
 from sandbox.clock import Clock
@@ -18,6 +24,9 @@ from sandbox.controlplane import ControlPlane
 from sandbox.fleet import Fleet
 from sandbox.kube_client import Document
 from sandbox.node_agent import NodeAgent
+from shared.bootstrap import Clients
+from shared.runtime.automation import find
+from shared.work import one_pass
 
 BREATH = 0.1
 
@@ -88,3 +97,64 @@ class LiveCluster:
 
     def list(self, path: str) -> list[Document]:
         return self.kube.list(path)[0]
+
+
+class App:
+    """The app's own pass, as its timer and follow-ups would make it every second or so."""
+
+    def __init__(
+        self,
+        live: LiveCluster,
+        automation: str,
+        policy: Document,
+        storage: str,
+        directory: Path,
+        *,
+        kind: type[Clients] = Clients,
+    ) -> None:
+        entry = {
+            "name": f"e2e-{uuid.uuid4().hex[:8]}",
+            "kubernetes": connection_of_app(live.plane, automation),
+            "azure": {
+                "subscription": live.arm.subscription,
+                "resourceGroups": [live.arm.group],
+                "location": "westeurope",
+            },
+        } | policy
+        path = directory / "kubekeeper.yaml"
+        path.write_text(json.dumps({"clusters": [entry]}))
+        environ = {
+            "AzureWebJobsStorage": storage,
+            "KUBEKEEPER_CONFIG": str(path),
+            "KUBEKEEPER_ARM_ENDPOINT": live.arm.url,
+        }
+        self.clients = kind(environ, live.arm.credential())
+        self.cluster = self.clients.settings().clusters[0]
+        self.automation = automation
+        self._next = 0.0
+
+    def tick(self) -> None:
+        """A pass every second."""
+        if time.monotonic() < self._next:
+            return
+        self.look()
+        self._next = time.monotonic() + 1.0
+
+    def look(self) -> None:
+        """One pass."""
+        claim = self.clients.claims.acquire(self.cluster.name, self.automation, self.clients.now())
+        assert claim is not None
+        with claim:
+            one_pass(self.clients, find(self.automation), self.cluster, claim)
+
+    def did(self) -> list[str]:
+        """Actions that succeeded, in order."""
+        return self._actions("Succeeded")
+
+    def failed(self) -> list[str]:
+        """Those that did not."""
+        return self._actions("Failed")
+
+    def _actions(self, status: str) -> list[str]:
+        entries = self.clients.journal.entries([(self.cluster.name, self.automation)], limit=100)
+        return [e.action for e in reversed(entries) if e.status == status and e.action]

@@ -1,5 +1,5 @@
-"""Disk release on the real control plane: the real attach/detach controller, pod GC, taint eviction,
-StatefulSet controller and scheduler take part.
+"""Disk release on the real control plane, under its role and no more: the real attach/detach controller, pod
+GC, taint eviction, StatefulSet controller and scheduler take part.
 
 Machines and disks are the local Azure's, kubelets and the disk driver are played (sandbox.fleet, node_agent,
 disk_driver, attacher), storage is Azurite. Periods of the control plane are shortened where its flags allow
@@ -8,9 +8,6 @@ that; pod GC's 20 s and its 40 s of quarantine are what they are.
 
 from __future__ import annotations
 
-import json
-import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from datetime import timedelta
@@ -18,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_cluster import LiveCluster
+from live_cluster import App, LiveCluster
 
 from sandbox.attacher import Attacher
 from sandbox.controlplane import AssetsMissingError, ControlPlane, find_assets
@@ -26,8 +23,6 @@ from sandbox.disk_driver import DRIVER, DiskDriver, lun_of, waiting
 from sandbox.fleet import Pool
 from sandbox.kube_client import Document, KubeError
 from sandbox.witness import PLURALS, Witness, WitnessedClients
-from shared.runtime.automation import find
-from shared.work import one_pass
 
 try:
     find_assets()
@@ -36,7 +31,6 @@ except AssetsMissingError as missing:
 else:
     pytestmark = [pytest.mark.e2e, pytest.mark.azurite]
 
-CLUSTER, AUTOMATION = "e2e", "disk-release"
 GRACE = timedelta(seconds=8)
 ATTACHMENTS = "/apis/storage.k8s.io/v1/volumeattachments"
 
@@ -152,50 +146,24 @@ class Live(LiveCluster):
         return self.list(f"/apis/{group}/v1/{plural}" if group else f"/api/v1/{plural}")
 
 
-class App:
-    """The app's own pass, as its timer and follow-ups would make it every second or so."""
+class Witnessed(App):
+    """The app, and a witness of all it does."""
+
+    clients: WitnessedClients
 
     def __init__(self, live: Live, storage: str, directory: Path) -> None:
-        entry = {
-            "name": f"{CLUSTER}-{uuid.uuid4().hex[:8]}",
-            "kubernetes": {"kubeconfig": f"file:{live.plane.kubeconfig()}"},
-            "azure": {
-                "subscription": live.arm.subscription,
-                "resourceGroups": [live.arm.group],
-                "location": "westeurope",
-            },
-            "diskRelease": {"fence": "allowed", "grace": "3s", "absenceGap": "5s", "freezeAbovePercent": 70},
-        }
-        path = directory / "kubekeeper.yaml"
-        path.write_text(json.dumps({"clusters": [entry]}))
-        environ = {
-            "AzureWebJobsStorage": storage,
-            "KUBEKEEPER_CONFIG": str(path),
-            "KUBEKEEPER_ARM_ENDPOINT": live.arm.url,
-        }
-        self.clients = WitnessedClients(environ, live.arm.credential())
+        policy = {"fence": "allowed", "grace": "3s", "absenceGap": "5s", "freezeAbovePercent": 70}
+        super().__init__(
+            live, "disk-release", {"diskRelease": policy}, storage, directory, kind=WitnessedClients
+        )
         self.witness = self.clients.witness = Witness(live.arm, live.every, self.clients.now, self.state)
-        self.cluster = self.clients.settings().clusters[0]
-        self._next = 0.0
 
-    def tick(self) -> None:
-        """A pass every second."""
-        if time.monotonic() < self._next:
-            return
+    def look(self) -> None:
         self.witness.process()
-        claim = self.clients.claims.acquire(self.cluster.name, AUTOMATION, self.clients.now())
-        assert claim is not None
-        with claim:
-            one_pass(self.clients, find(AUTOMATION), self.cluster, claim)
-        self._next = time.monotonic() + 1.0
+        super().look()
 
     def state(self) -> Mapping[str, Any]:
-        return self.clients.claims.state(self.cluster.name, AUTOMATION).automation
-
-    def did(self) -> list[str]:
-        """Actions that succeeded, in order."""
-        entries = self.clients.journal.entries([(self.cluster.name, AUTOMATION)], limit=100)
-        return [e.action for e in reversed(entries) if e.status == "Succeeded" and e.action]
+        return self.clients.claims.state(self.cluster.name, self.automation).automation
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +179,7 @@ def live() -> Iterator[Live]:
 @pytest.fixture
 def app(live: Live, storage: str, tmp_path: Path) -> Iterator[App]:
     """The app beside the cluster; all that it did kept the invariants."""
-    app = App(live, storage, tmp_path)
+    app = Witnessed(live, storage, tmp_path)
     yield app
     assert app.witness.moments
     assert app.witness.violations(map(str, live.arm.corruptions)) == []
@@ -269,5 +237,10 @@ def test_a_machine_and_its_node_that_are_gone_leave_no_attachment(live: Live, ap
     live.until(lambda: live.where("stock") not in ("", gone), "stock moved", 300, app.tick)
     # By itself the attach/detach controller waits six minutes for an unmount that never comes.
     assert "DeleteVolumeAttachment" in app.did()
-    assert [a for a in live.list(ATTACHMENTS) if a["spec"]["nodeName"] == gone] == []
+    live.until(
+        lambda: not [a for a in live.list(ATTACHMENTS) if a["spec"]["nodeName"] == gone],
+        "no attachment left",
+        60,
+        app.tick,
+    )
     assert live.arm.corruptions == []

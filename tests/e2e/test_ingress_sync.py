@@ -1,4 +1,5 @@
-"""Ingress sync on the real control plane: classes, status, slices made by the real controllers.
+"""Ingress sync on the real control plane, under its role and no more: classes, status, slices made by the
+real controllers.
 
 The gateway is the local Resource Manager's, storage is Azurite; pods are patched Ready by the node agent.
 """
@@ -6,12 +7,14 @@ The gateway is the local Resource Manager's, storage is Azurite; pods are patche
 from __future__ import annotations
 
 import base64
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from roles import connection_of_app
 
 from sandbox.arm import LocalArm
 from sandbox.certificates import Authority
@@ -128,7 +131,7 @@ def _settings(
 ) -> dict[str, str]:
     path = directory / "kubekeeper.yaml"
     path.write_text(
-        f"clusters:\n- name: {CLUSTER}\n  kubernetes: {{kubeconfig: 'file:{plane.kubeconfig()}'}}\n"
+        f"clusters:\n- name: {CLUSTER}\n  kubernetes: {json.dumps(connection_of_app(plane, AUTOMATION))}\n"
         f"  azure: {{subscription: {arm.subscription}, resourceGroups: [{arm.group}],"
         " location: westeurope}\n"
         f"  ingressSync: {{gateway: '{gateway}', quiet: 1s, poolInterval: 1s}}\n"

@@ -1,4 +1,5 @@
-"""Drain and rolling upgrade on the real control plane: its eviction API, scheduler and controllers take part.
+"""Drain and rolling upgrade on the real control plane, under the role of autoscaling and no more: its
+eviction API, scheduler and controllers take part.
 
 Machines are the local Azure's, kubelets are played, storage is Azurite. A message that shall come again comes
 at once, not after its delay: nothing else is hurried.
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 from live_cluster import LiveCluster
+from roles import connection_of_app
 
 from sandbox.controlplane import AssetsMissingError, ControlPlane, find_assets
 from sandbox.fleet import Pool
@@ -100,7 +102,7 @@ class App:
     def __init__(self, live: Live, storage: str, directory: Path) -> None:
         self.live, self.name = live, f"e2e-{uuid.uuid4().hex[:8]}"
         azure = {"subscription": live.arm.subscription, "resourceGroups": [live.arm.group]}
-        entry = {"name": self.name, "kubernetes": {"kubeconfig": f"file:{live.plane.kubeconfig()}"}}
+        entry = {"name": self.name, "kubernetes": connection_of_app(live.plane, "autoscaling")}
         entry |= {"azure": {**azure, "location": "westeurope"}, "autoscaling": {}}
         path = directory / "kubekeeper.yaml"
         path.write_text(json.dumps({"clusters": [entry]}))
