@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from disk_release_world import OUT_OF_SERVICE, TICK, Keeper
+from disk_release_world import AUTOMATION, CLUSTER, OUT_OF_SERVICE, TICK, Keeper
 
 from sandbox.arm import QUOTED
 from sandbox.arm.core import ArmError, Ending
@@ -179,9 +179,16 @@ class Story:
         """Everything that must not be so."""
         found = [*self.app.violations, *self.app.broken_invariants()]
         found += [f"not released: {disk}" for disk in (*self.stuck(), *self.zombies())]
+        found += [f"waits for ever: {line}" for line in self.waits()]
         found += [f"poisoned: {line}" for line in self.app.poisoned]
         found += [f"left tainted: {name}" for name in self.left_tainted()]
         return found
+
+    def waits(self) -> list[str]:
+        """What is still waited for though nothing has happened for longer than any deadline."""
+        summary = self.app.clients().journal.summary(CLUSTER, AUTOMATION)
+        left = summary.left_alone if summary else ()
+        return [f"{one['subject']}: {one['message']}" for one in left if one["message"].startswith("Wait")]
 
     def left_tainted(self) -> list[str]:
         """Nodes that carry our taint without need: alive, or without any attachment."""
