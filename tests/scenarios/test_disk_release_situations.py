@@ -21,6 +21,7 @@ from sandbox.disk_provisioner import CLASSES
 from sandbox.kube.kinds import ATTACHMENTS
 from sandbox.kube.volumes import VOLUMES
 from sandbox.scenario import World
+from shared.disk_release import act, rules
 
 DETACH = "attachDetachDataDisks"
 
@@ -427,6 +428,17 @@ def test_what_is_wrong_with_storage_besides_is_said_in_words(world: World, keep:
         "pv pv-once": "VolumeReleased",
         "storageclass files": "ShareWorldWritable",
     }
+
+
+def test_without_the_rules_the_witness_sees_invariants_broken(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "broken", lambda *_: ())
+    monkeypatch.setattr(act, "broken", lambda *_: ())
+    app = Keeper(world, tmp_path, fence="never")
+    world.cut_off("a", "b")
+    app.run(200)
+    assert {line.split(":")[0] for line in app.broken_invariants()} >= {"I8", "I17"}
 
 
 # Limits
