@@ -21,14 +21,14 @@ param resourceGroupName string = 'rg-kubekeeper-${environmentName}'
 type automation = 'autoscaling' | 'autoscaling-aks' | 'autoscaling-reads' | 'disk-release' | 'ingress-sync'
 
 @description('A resource group that holds something of a cluster, and the automations that work there.')
-type scope = {
+type workplace = {
   resourceGroup: string
   subscriptionId: string?
   automations: automation[]
 }
 
 @description('Where the clusters\' machines, disks and gateways are. Roles are given there and nowhere else.')
-param scopes scope[] = []
+param scopes workplace[] = []
 
 @description('Object id of who runs keeper and uploads the configuration; empty: nobody is given a role.')
 param operatorId string = ''
