@@ -217,15 +217,16 @@ class Packer:
 
     def _grow_for(self, group: Group, choose: Choice) -> None:
         self._fill(group, self.board.open_to(group) & self._planned)
-        usable = self.usable(group)
+        refused: list[str] = []
         while self.remaining[group.key]:
-            offer = choose(self, group, usable)
+            usable = self.usable(group)
+            offer = choose(self, group, [one for one in usable if one.pool.id not in refused])
             if offer is None:
                 return
             if self._open_for(offer, group):
-                usable = self.usable(group)
+                refused.clear()
             else:  # other pods allow none there now; a pool in another zone may do
-                usable = [one for one in usable if one is not offer]
+                refused.append(offer.pool.id)
 
     def level(self, groups: Sequence[Group], choose: Choice) -> None:
         """Place pods again that are where they may not be with all nodes that are planned by now: a node is a

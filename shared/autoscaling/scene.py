@@ -302,12 +302,12 @@ def _set_board(scene: Scene) -> None:
 
 
 def _rows(scene: Scene, groups: Iterable[Group]) -> Iterator[Row]:
-    drivers = [VOLUMES + driver for driver in scene.limited_drivers]
     attached = {
         group.shape: _volumes(scene, scene.shapes[group.shape]).attached
         for group in groups
-        if drivers and group.spec.claims
+        if group.spec.claims
     }
+    drivers = {resource for volumes in attached.values() for resource, _ in volumes}
     draining = scene.state.get("draining") or {}
     young = parse_duration(scene.policy.scale_up.provision_timeout)
     for number, node in enumerate(scene.kubernetes.nodes):
