@@ -29,7 +29,7 @@ UNPRICED = 1.0
 
 ROUNDS = 10
 """Nodes planned for pods that were too many somewhere make others too many: so often at most."""
-ORDERS = 20
+ORDERS = 40
 """In so many orders all pods are placed again to see whether a node can be spared."""
 PODS_PLACED_AGAIN = 10_000
 """In these orders together, for one node; beyond that the time matters more than one node does."""
@@ -409,18 +409,18 @@ class Packer:
 def _orders(groups: Sequence[Group], nodes: Sequence[int]) -> Iterator[tuple[Sequence[Group], Sequence[int]]]:
     """Groups and nodes as they come, then in other orders, the same ones every time, without end."""
     yield groups, nodes
+    yield groups, sorted(nodes)
     for name in ("cpu", "memory"):
         yield sorted(groups, key=lambda group: -group.requests.get(name, 0)), nodes
     step = 1
     while True:
         step = step * STRIDE % PRIME
-        yield _shuffled(groups, step), nodes
-        yield groups, _shuffled(nodes, step)
+        yield _shuffled(groups, step), _shuffled(nodes, step)
 
 
 def _shuffled(items: Sequence[_T], step: int) -> list[_T]:
     """In an order that looks like chance and is the same every time."""
-    return [items[at] for at in sorted(range(len(items)), key=lambda at: (at + 1) * step % PRIME)]
+    return [items[at] for at in sorted(range(len(items)), key=lambda at: pow(at + step, 5, PRIME))]
 
 
 PRIME, STRIDE = 1_000_003, 48_271

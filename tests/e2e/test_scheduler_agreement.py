@@ -34,7 +34,7 @@ from cluster_generator import (
     generate,
     volume,
 )
-from minimality import planned, spare_nodes
+from plan_replay import in_order, planned, spare_nodes
 from planning import Case
 
 from sandbox.controlplane import AssetsMissingError, ControlPlane, find_assets
@@ -80,7 +80,9 @@ class Promise:
     names: dict[int, str] = field(default_factory=dict)
     """Names of all rows."""
     places: list[tuple[str, str]] = field(default_factory=list)
-    """(pod, node), in the order in which they were placed."""
+    """(pod, node), in the order in which they are placed."""
+    before: int = 0
+    """So many of them need no planned node to be there."""
     left: dict[str, LeftAlone] = field(default_factory=dict)
 
 
@@ -92,10 +94,11 @@ def promise_of(case: Case, seed: int) -> Promise:
         is_there = row < len(scene.kubernetes.nodes)
         promise.names[row] = node.name if is_there else f"c{seed}-new-{row}"
     queues: dict[int, Iterator[PendingPod]] = {key: iter(pods) for key, pods in scene.pods.items()}
-    for placement in scene.board.placements:
-        for _ in range(placement.count):
-            pod = next(queues[placement.group.key])
-            promise.places.append((pod.subject, promise.names[placement.row]))
+    before, after = in_order(case, scene)
+    for placement in (*before, *after):
+        pod = next(queues[placement.group.key])
+        promise.places.append((pod.subject, promise.names[placement.row]))
+    promise.before = len(before)
     said = {one.subject: one for one in explain(scene)}
     promise.left = {subject: one for subject, one in said.items() if one.reason not in PROMISED}
     assert {one for one, _ in promise.places} == {s for s, one in said.items() if one.reason in PROMISED}
@@ -155,9 +158,7 @@ class Cluster:
         the plan's order, then those without.
         """
         self._pods((pod for pod in self.case.pods if "nodeName" not in pod["spec"]), gated=True)
-        new = {self.promise.names[row] for row in new_rows(self.promise.scene)}
-        places = self.promise.places
-        at = next((number for number, (_, node) in enumerate(places) if node in new), len(places))
+        places, at = self.promise.places, self.promise.before
         self._release(places[:at])
         self.settle({subject for subject, _ in places[:at]})
         self._join(new_rows(self.promise.scene))

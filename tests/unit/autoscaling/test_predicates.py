@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from cluster_generator import csi_node, volume
-from minimality import planned
+from plan_replay import planned
 from planning import LOCATION, Case, pod_document
 
 ZONE, HOST = "topology.kubernetes.io/zone", "kubernetes.io/hostname"

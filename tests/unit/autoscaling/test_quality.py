@@ -9,7 +9,7 @@ from itertools import product
 
 import pytest
 from cluster_generator import generate
-from minimality import planned, spare_nodes
+from plan_replay import planned, spare_nodes
 from planning import Case
 
 from shared.autoscaling.policy import AutoscalingPolicy

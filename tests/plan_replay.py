@@ -1,4 +1,4 @@
-"""Whether a plan could do with a node less: the board asked again, without one planned node."""
+"""A plan, placed again on an empty board: could it do with a node less, and in which order can it be done?"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from planning import NOW, Case
 
-from shared.autoscaling.board import Row
+from shared.autoscaling.board import Board, Group, Placement, Row
 from shared.autoscaling.decide import pack
 from shared.autoscaling.facts import read_facts
 from shared.autoscaling.pack import Offer, rank
@@ -39,6 +39,37 @@ def spare_nodes(case: Case, scene: Scene, *, orders: int = 1, seed: int = 0) -> 
                 case, scene, offer, placed, random.Random(1000 * seed + order) if order else None
             ):
                 yield offer.pool.name, order
+
+
+def in_order(case: Case, scene: Scene) -> tuple[list[Placement], list[Placement]]:
+    """What is placed before any planned node is there, and what is after, in an order in which each pod may
+    go to its node when its turn comes: a plan promises that all of it holds together, not in which order.
+    """
+    again = _empty(case)
+    board, groups = again.board, {group.key: group for group in again.groups}
+    planned = sorted(row for offer in scene.offers for row in offer.rows)
+    single = [
+        one for many in scene.board.placements for one in [Placement(many.group, many.row, 1)] * many.count
+    ]
+    first = next((at for at, one in enumerate(single) if one.row in planned), len(single))
+    for one in single[:first]:
+        board.place(groups[one.group.key], one.row, 1)
+    rows = {row: row for row in range(len(board.nodes))}
+    for row in planned:
+        node = scene.board.nodes[row]
+        rows[row] = board.add_row(Row(node, free_of(node, board.free), {}))
+    waiting, done = single[first:], []
+    while waiting:
+        possible = (one for one in waiting if _may_place(board, groups[one.group.key], rows[one.row]))
+        turn = next(possible, waiting[0])
+        board.place(groups[turn.group.key], rows[turn.row], 1)
+        waiting.remove(turn)
+        done.append(turn)
+    return single[:first], done
+
+
+def _may_place(board: Board, group: Group, row: int) -> bool:
+    return bool(board.company(group).allowed(1 << row))
 
 
 def _fits_without(
