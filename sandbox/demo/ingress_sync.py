@@ -24,7 +24,7 @@ from sandbox.azurite import Azurite
 from sandbox.certificates import Authority
 from sandbox.clock import Clock
 from sandbox.demo.screen import Screen
-from sandbox.demo.world import NotInTimeError
+from sandbox.demo.world import wait_for
 from sandbox.host.process import HostProcess
 from sandbox.identity import ManagedIdentity
 from sandbox.kube import LocalKubernetes
@@ -193,15 +193,7 @@ class World:
 
     def wait(self, what: str, look: Callable[[], T | None], seconds: float = 60) -> T:
         """What `look` gives as soon as it gives something; NotInTimeError names `what` otherwise."""
-        began = time.monotonic()
-        while not (found := look()):
-            waited = time.monotonic() - began
-            if waited > seconds:
-                log = (self.directory / "host.log").read_text()[-1500:]
-                raise NotInTimeError(f"no {what} within {seconds:.0f} s; the host's log ends:\n{log}")
-            self.screen.progress(f"waiting for {what} ({waited:.0f} s)")
-            time.sleep(0.1)
-        return found
+        return wait_for(self.screen, what, look, seconds, self.directory / "host.log")
 
 
 SCHEDULES = ("AUTOSCALING", "DISK_RELEASE", "ETCD_BACKUP", "INGRESS_SYNC")

@@ -7,7 +7,6 @@ Azurite, a real etcd, the local Azure and Kubernetes. `keeper` and the page see 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,11 +17,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sandbox import browser
 from sandbox.demo.screen import Screen
-from sandbox.demo.world import NotInTimeError, Ran, run_keeper
+from sandbox.demo.world import Ran, run_keeper, wait_for
 from sandbox.up import options_of
 from sandbox.whole_world import StandInCluster, WholeWorld
 from shared.bootstrap import Clients
 from shared.operations.dispatch import QUEUE
+from shared.runtime.automation import AUTOMATIONS, schedule_setting
 from shared.runtime.nudge import send
 
 TITLE = "The operator's view: doctor, one-off operations, a person's yes, the status page"
@@ -73,7 +73,8 @@ class Scene:
         options = options_of(etcd=True, host=True)
         self.whole = self._cleanup.enter_context(WholeWorld(self.directory, options))
         # Nothing is backed up before the operator asks for it.
-        self.whole.environ["KUBEKEEPER_ETCD_BACKUP_SCHEDULE"] = "0 0 0 1 1 *"
+        schedules = {schedule_setting(name): "0 * * * * *" for name in AUTOMATIONS}
+        self.whole.environ |= schedules | {schedule_setting("etcd-backup"): "0 0 0 1 1 *"}
         for start in self.whole.steps():
             self.screen.progress(f"{start.__name__.strip('_').replace('_', ' ')}")
             start()
@@ -101,15 +102,7 @@ class Scene:
 
     def wait(self, what: str, look: Callable[[], T | None], seconds: float = 120) -> T:
         """What `look` gives as soon as it gives something; NotInTimeError names `what` otherwise."""
-        began = time.monotonic()
-        while not (found := look()):
-            waited = time.monotonic() - began
-            if waited > seconds:
-                log = (self.directory / "host.log").read_text()[-1500:]
-                raise NotInTimeError(f"no {what} within {seconds:.0f} s; the host's log ends:\n{log}")
-            self.screen.progress(f"waiting for {what} ({waited:.0f} s)")
-            time.sleep(0.3)
-        return found
+        return wait_for(self.screen, what, look, seconds, self.directory / "host.log")
 
     def nudge(self, automation: str) -> None:
         """One automation looks now, as when its timer fires."""

@@ -78,6 +78,19 @@ def _run(
     )
 
 
+def wait_for(screen: Screen, what: str, look: Callable[[], T | None], seconds: float, log: Path) -> T:
+    """What `look` gives as soon as it gives something; NotInTimeError names `what` and ends with the log."""
+    began = time.monotonic()
+    while not (found := look()):
+        waited = time.monotonic() - began
+        if waited > seconds:
+            said = log.read_text()[-1500:]
+            raise NotInTimeError(f"no {what} within {seconds:.0f} s; the host's log ends:\n{said}")
+        screen.progress(f"waiting for {what} ({waited:.0f} s)")
+        time.sleep(0.2)
+    return found
+
+
 class World:
     """`with World(screen) as world:`; leaving it ends every process it started."""
 
@@ -170,12 +183,4 @@ class World:
 
     def wait(self, what: str, look: Callable[[], T | None], seconds: float = 90) -> T:
         """What `look` gives as soon as it gives something; NotInTimeError names `what` otherwise."""
-        began = time.monotonic()
-        while (found := look()) is None:
-            waited = time.monotonic() - began
-            if waited > seconds:
-                log = (self.directory / "host.log").read_text()[-1500:]
-                raise NotInTimeError(f"no {what} within {seconds:.0f} s; the host's log ends:\n{log}")
-            self.screen.progress(f"waiting for {what} ({waited:.0f} s)")
-            time.sleep(0.2)
-        return found
+        return wait_for(self.screen, what, look, seconds, self.directory / "host.log")

@@ -144,7 +144,7 @@ def _print_plan(plan: Plan) -> None:
     for number, action in enumerate(plan.actions, start=1):
         print_line(f"  {number}. {action.kind} {action.target}")
         print_line(f"     {action.reason}: {action.message}")
-        said = {key: value for key, value in action.parameters.items() if value not in (None, "", [], {})}
+        said = {key: value for key, value in action.parameters.items() if value not in (None, "")}
         shown = {key: _shown(value) for key, value in said.items()}
         for key, text in shown.items():
             if text is not None:
