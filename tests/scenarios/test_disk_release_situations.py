@@ -378,6 +378,10 @@ def test_s13_a_shared_disk_is_reported(world: World, keep: Any, tmp_path: Path) 
     world.kill_kubelet(dead)
     app.run(400)
     assert app.left_alone()[f"shared on {dead}"] == "SharedDisk"
+    identity = app.operate("release-disk", disk="pv-shared")
+    app.run(5)
+    record = app.clients().operations.read(identity)
+    assert record.state == "Failed" and "maxShares is 2" in record.message and "\n" not in record.message
 
 
 def test_s18_a_disk_with_an_active_export_is_reported(world: World, keep: Any) -> None:
