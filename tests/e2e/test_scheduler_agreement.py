@@ -11,7 +11,7 @@ plan promised a place must be bound then, every pod it left must stay unschedula
   status.nominatedNodeName, which the scheduler tries first and takes only if its own filters agree. Here
   every cluster must do as promised.
 
-25 clusters; KUBEKEEPER_SWEEP=full runs 1,000, KUBEKEEPER_SWEEP=NUMBER so many, KUBEKEEPER_SEED is the first.
+20 clusters; KUBEKEEPER_SWEEP=full runs 1,000, KUBEKEEPER_SWEEP=NUMBER so many, KUBEKEEPER_SEED is the first.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ else:
     pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 SWEEP = os.environ.get("KUBEKEEPER_SWEEP", "")
-CLUSTERS = {"": 25, "full": 1000}.get(SWEEP) or int(SWEEP)
+CLUSTERS = {"": 20, "full": 1000}.get(SWEEP) or int(SWEEP)
 FIRST = int(os.environ.get("KUBEKEEPER_SEED", "1"))
 PROMISED = ("NewNode", "NodeOnItsWay", "FitsExistingNode")
 PATIENCE_SECONDS = 12.0
