@@ -10,6 +10,7 @@ began, at the latest with the resync after the road was free again.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import itertools
 import os
@@ -276,7 +277,7 @@ def test_no_trouble_goes_unheard_and_memory_stays_flat(capsys: pytest.CaptureFix
 
 
 class Heard(Kept):
-    """Keeps when each message came."""
+    """Keeps copies, so that the test keeps none of the forwarder's memory alive, and when each came."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -284,10 +285,15 @@ class Heard(Kept):
         self.at: list[float] = []
 
     def send(self, messages: list[Message]) -> object:
-        failed = super().send(messages)
+        failed = super().send([_copy(message) for message in messages])
         if not failed:
             self.at += [self._clock.now()] * len(messages)
         return failed
+
+
+def _copy(message: Message) -> Message:
+    subjects = [subject.encode().decode() for subject in message.subjects]
+    return dataclasses.replace(message, whys=[*message.whys], subjects=subjects)
 
 
 def drive(cluster: Cluster, road: Road, clock: Clock) -> list[int]:
