@@ -83,11 +83,11 @@ class Measured(WholeWorld):
             queue.send_message('{"operation": "backup", "cluster": "local"}')
 
     def need_a_node(self) -> None:
-        self.cluster.add_deployment("web", replicas=24, cpu="1")  # type: ignore[attr-defined]
+        self.cluster.add_deployment("web", replicas=20, cpu="3")  # type: ignore[attr-defined]
 
     @property
     def has_grown(self) -> bool:
-        return all(pod.is_running for pod in self.cluster.pods())  # type: ignore[attr-defined]
+        return all(pod.is_running for pod in self.cluster.pods("web"))  # type: ignore[attr-defined]
 
     def add_ingress(self) -> None:
         kube = self.cluster.client()  # type: ignore[attr-defined]

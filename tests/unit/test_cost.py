@@ -40,7 +40,7 @@ BUSY = {"scale-up": 200, "ingress-change": 300}
 EACH = {
     "minute": "a minute in which nothing happens",
     "backup": "a backup, with its proof",
-    "scale-up": "a pool that grows by a node, until it is Ready",
+    "scale-up": "a pool that grows, until the pods that waited run",
     "ingress-change": "an Ingress that comes, until the gateway serves it",
 }
 
@@ -50,8 +50,12 @@ def month(counted: dict[str, Any], per_day: dict[str, int]) -> Counter[str]:
     total: Counter[str] = Counter()
     times = {"minute": HOURS * 60.0, "backup": HOURS} | {one: n * HOURS / 24 for one, n in per_day.items()}
     for source, so_often in times.items():
+        each: Counter[str] = Counter()
         for name, count in counted["per"][source].items():
-            total[_kind(name)] += count * so_often
+            each[_kind(name)] += count
+        each["seconds"] = max(each["seconds"], each["executions"])  # none is charged for less than one
+        for kind, count in each.items():
+            total[kind] += count * so_often
     return total
 
 
