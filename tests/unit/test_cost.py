@@ -20,8 +20,11 @@ COUNTED = ROOT / "docs/reference/cost.json"
 BEGIN, END = "<!-- cost: made by tests/unit/test_cost.py -->\n", "<!-- end of cost -->\n"
 HOURS = 730  # of a month, as Azure bills it
 INSTANCE_GB = 2
-PRICES_AS_OF = "May 2025"
-# Title, how many of what is counted are one of what is priced, its name, dollars: list prices in East US, for
+ORIGIN = (
+    "The price of execution time is of May 2025; the others are assumed and were not looked up "
+    "(East US, dollars): put yours in."
+)
+# Title, how many of what is counted are one of what is priced, its name, dollars: as in East US, for
 # a storage account with copies in three zones.
 PRICES = {
     "seconds": ("seconds of execution, on demand", 1 / INSTANCE_GB, "GB-second", 0.000026),
@@ -85,7 +88,7 @@ def tables() -> Iterator[str]:
     counted = json.loads(COUNTED.read_text())
     both = month(counted, {}), month(counted, BUSY)
     rules = alert_rules()
-    yield f"Counted on {counted['measured']}. List prices of {PRICES_AS_OF}, East US, dollars: look yours up."
+    yield f"Counted on {counted['measured']}. {ORIGIN}"
     yield ""
     yield "| in a month | price | idle cluster | | busy cluster | |"
     yield "|---|---|---|---|---|---|"
