@@ -11,7 +11,6 @@ and save it through the claim.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -327,8 +326,3 @@ def _pause(reason: BackoffReason, policy: BackoffPolicy) -> timedelta:
         BackoffReason.FAILED: policy.other,
     }[reason]
     return parse_duration(text)
-
-
-def soonest(times: Iterable[timedelta]) -> timedelta | None:
-    """The shortest, or None of none."""
-    return min(times, default=None)

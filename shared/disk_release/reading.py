@@ -34,7 +34,6 @@ from shared.model.disk import (
 )
 
 MACHINE, DISK, BLOB = "machine", "disk", "blob"
-MIRROR_OF_IN_TREE = "pv.kubernetes.io/migrated-to"
 DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 
 Document = Mapping[str, Any]
