@@ -59,6 +59,7 @@ VERBS = {
     ActionKind.UNCORDON: "Uncordoned",
     ActionKind.DRAIN: "Drained",
     ActionKind.REPLACE_NODE: "NodeReplaced",
+    ActionKind.REIMAGE: "NodeReimaged",
     ActionKind.ROLLING_UPGRADE: "PoolUpgraded",
 }
 

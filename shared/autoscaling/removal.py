@@ -144,7 +144,7 @@ def _make_anew(work: Work, removal: Removal) -> list[Outcome]:
     work.save()
     _undo(work, removal)
     message = f"{_short(removal)} of {removal.name}: drained and made anew"
-    return [_outcome(removal, Status.SUCCEEDED, message, event="NodeReimaged")]
+    return [_outcome(removal, Status.SUCCEEDED, message)]
 
 
 # Draining
