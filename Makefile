@@ -10,6 +10,7 @@ LOCKED  = --no-deps --require-hashes -r
 LOCK    = .venv/bin/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes \
           --no-header --no-emit-index-url $(if $(UPGRADE),--upgrade)
 PYTEST  = $(PY) -m pytest
+RIGHTS  = PYTHONPATH=.:tests $(PY) tests/rights.py
 # Microsoft's own runtime package needs Python 3.13: where there is one, the app is tested under it too.
 RUNTIME = $(if $(filter-out $(PYTHON),$(shell sh sandbox/find-python 3.13)),.venv-3.13/done)
 
@@ -27,13 +28,13 @@ start: setup           ## the local Functions host with Azurite, until Ctrl-C
 	@$(PY) -m sandbox host
 
 test: setup $(RUNTIME) ## unit, clients, functions, scenarios; ARGS="-k name" is handed to pytest
+	@rm -rf build/rights
 	@$(PYTEST) -m "not e2e" -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report= $(ARGS)
+	@$(if $(ARGS),,$(RIGHTS) check)
 	@echo "coverage of function_app, functions and shared: $$($(PY) -m coverage report --format=total) %"
 
-rights: setup          ## infra/ anew from what the tests of the automations ask Azure and Kubernetes for
-	@rm -rf build/rights
-	@KUBEKEEPER_RIGHTS=1 $(PYTEST) -q -m "not e2e" -n 2 --dist loadfile tests/clients tests/scenarios
-	@PYTHONPATH=.:tests $(PY) tests/rights.py write
+rights: setup          ## infra/ anew from what the last whole `make test` saw the automations ask Azure and Kubernetes for
+	@$(RIGHTS) write
 
 check: check-format check-lint check-types check-imports check-repository check-docs  ## `make -k check` goes on after a failure
 

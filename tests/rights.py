@@ -210,7 +210,7 @@ def main(arguments: list[str]) -> int:
     wrong = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
     for path in wrong:
         sys.stdout.write(f"{path.relative_to(CHECKOUT)} does not say what the tests needed; ")
-        sys.stdout.write("look at the difference after: python tests/rights.py write\n")
+        sys.stdout.write("look at the difference after: make rights\n")
     return 1 if wrong else 0
 
 
