@@ -21,7 +21,10 @@ def schema() -> dict[str, Any]:
     """The schema as built-in types; every key carries the docstring of its field."""
     (root,), definitions = msgspec.json.schema_components([Settings], ref_template="#/$defs/{name}")
     for kind in _structs(msgspec.inspect.type_info(Settings)):
-        properties = definitions[kind.__name__]["properties"]
+        definition = definitions[kind.__name__]
+        if "description" in definition:  # with its indentation before Python 3.13
+            definition["description"] = inspect.getdoc(kind)
+        properties = definition["properties"]
         for name, description in _field_docstrings(kind).items():
             of_type = properties[name].get("description")
             properties[name] = _without_null(properties[name]) | {
