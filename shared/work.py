@@ -36,7 +36,7 @@ from shared.trace import span
 if TYPE_CHECKING:
     from shared.bootstrap import Clients
     from shared.runtime.automation import Automation
-    from shared.runtime.claim import Claim
+    from shared.runtime.claim import Claim, State
     from shared.settings import Cluster
 
 SETTLE = timedelta(seconds=10)
@@ -79,6 +79,11 @@ def answer(
     """Do what a nudge asks, by the rules above; returns which of them applied."""
     claims, pair = clients.claims, (cluster.name, automation.name)
     settle = settling_time(clients, automation)
+
+    def is_due(state: State) -> bool:
+        is_satisfied = _is_satisfied(nudge, sent_at, state.ended, state.passed_at)
+        return not is_satisfied and _time_left(state.passed_at, settle, clients.now()) is None
+
     state = claims.state(*pair)
     if _is_satisfied(nudge, sent_at, state.ended, state.passed_at):
         return "satisfied"
@@ -88,18 +93,22 @@ def answer(
         if claims.mark_dirty(*pair, state.begun) or nudge.after is not None:
             _follow_up(clients, automation, cluster, state.begun, wait)
         return "settling"
-    claim = claims.acquire(*pair, clients.now())
+    claim = claims.acquire(*pair, clients.now(), is_due)
     if claim is None:
         state = claims.state(*pair)
         if _is_satisfied(nudge, sent_at, state.begun, state.passing_since):
             return "satisfied"  # by the running pass; should that fail, its own message comes again
         if claims.mark_dirty(*pair, state.begun):
             # The holder may have looked for the mark just before it was made.
-            claim = claims.acquire(*pair, clients.now())
+            claim = claims.acquire(*pair, clients.now(), is_due)
     if claim is None:
         return "held"
     with looking_again(clients, automation, cluster, claim), claim:
-        return f"passed {_go_round(clients, automation, cluster, claim, settle)}"
+        if claim.is_passing:
+            return f"passed {_go_round(clients, automation, cluster, claim, settle)}"
+        record_settled(clients, claim, clients.now())
+    # Between the look and the claim another worker has made a whole pass: the rules begin anew.
+    return answer(clients, automation, cluster, nudge, sent_at)
 
 
 def settling_time(clients: Clients, automation: Automation) -> timedelta:

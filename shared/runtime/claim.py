@@ -109,11 +109,17 @@ class Claims:
         self._store = blobs(CONTAINER)
         self._lease = lease
 
-    def acquire(self, cluster: str, automation: str, passing_since: datetime | None = None) -> Claim | None:
+    def acquire(
+        self,
+        cluster: str,
+        automation: str,
+        passing_since: datetime | None = None,
+        is_due: Callable[[State], bool] = lambda _state: True,
+    ) -> Claim | None:
         """The claim, or None while somebody else holds it; raises ApiError when the store cannot be used.
 
-        With `passing_since` a pass begins at once, in the same write. Raises the epoch and
-        settles what older holders left open before it returns.
+        With `passing_since` a pass begins at once, in the same write, if it `is_due` by the state that the
+        holder before has left. Raises the epoch and settles what older holders left open before it returns.
         """
         lease_id = str(uuid.uuid4())
         started = time.monotonic()
@@ -121,7 +127,7 @@ class Claims:
             return None
         claim = Claim(self._blobs, cluster, automation, lease_id, self._lease, leased_at=started)
         try:
-            claim._begin(passing_since)
+            claim._begin(passing_since, is_due)
         except BaseException:
             claim.abandon()
             raise
@@ -235,6 +241,11 @@ class Claim:
     def paused(self) -> Pause | None:
         """The operator's pause, if there is one."""
         return self._document.paused
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether a pass began as the claim was acquired, and nobody has asked for its number yet."""
+        return self._is_numbered
 
     @property
     def begun(self) -> int:
@@ -369,14 +380,14 @@ class Claim:
     def _state_name(self) -> str:
         return _state_name(self.cluster, self.automation)
 
-    def _begin(self, passing_since: datetime | None) -> None:
-        self._raise_epoch(passing_since)
+    def _begin(self, passing_since: datetime | None, is_due: Callable[[State], bool]) -> None:
+        self._raise_epoch(passing_since, is_due)
         older = [intent for intent in self._document.intents if intent.epoch < self.epoch]
         self.settled = tuple(self._settle(intent) for intent in older)
         self._resolve(*older)
         threading.Thread(target=self._renew_while_held, name=f"lease-{self.cluster}", daemon=True).start()
 
-    def _raise_epoch(self, passing_since: datetime | None) -> None:
+    def _raise_epoch(self, passing_since: datetime | None, is_due: Callable[[State], bool]) -> None:
         # An older holder may be saving at this very moment; its write is the last one it gets through.
         for _ in range(10):
             try:
@@ -389,9 +400,9 @@ class Claim:
                 continue
             holder = f"{socket.gethostname()}:{os.getpid()}:{self._lease_id}"
             raised = msgspec.structs.replace(document, epoch=document.epoch + 1, holder=holder)
-            if passing_since:
+            self._is_numbered = passing_since is not None and is_due(document)
+            if self._is_numbered:
                 raised = msgspec.structs.replace(raised, begun=raised.begun + 1, passing_since=passing_since)
-                self._is_numbered = True
             with suppress(LostLeaseError):
                 self._write(raised)
                 return

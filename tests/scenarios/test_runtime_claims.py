@@ -22,14 +22,15 @@ from sandbox.azurite import Azurite
 from shared.bootstrap import Clients
 from shared.clients.blob import TOMBSTONE
 from shared.errors import LostLeaseError, NotFoundError
-from shared.runtime.claim import Claim
-from shared.runtime.message import Nudge
+from shared.runtime.claim import Claim, State
+from shared.runtime.message import Nudge, Received
 from shared.runtime.nudge import send_nudge
+from shared.work import work_off
 
 pytestmark = [pytest.mark.azurite, pytest.mark.slow]
 
 FROZEN = ("create", "commit", "delete", "save", "ensure")
-CLUSTERS = [*FROZEN, "killed", "burst", "busy", "broken", "many", "kept", "stuck"]
+CLUSTERS = [*FROZEN, "killed", "burst", "busy", "broken", "many", "kept", "late", "stuck"]
 
 
 @dataclass
@@ -77,7 +78,7 @@ def _start_holders(scene: Scene, directory: Path) -> None:
     scene.processes["killed"] = killed
     for what in FROZEN:
         _until(lambda what=what: _is_stopped(scene.processes[what].pid), f"{what} to freeze")
-    _until(scene.trace.exists, "the pass to begin")
+    _until(lambda: _has_lines(scene.trace), "the pass to begin")
     killed.kill()  # kill -9 in the middle of its pass
     killed.wait()
     for cluster in (*FROZEN, "killed"):
@@ -89,6 +90,10 @@ def _until(condition: Callable[[], Any], what: str, seconds: float = 30) -> None
     while not condition():
         assert time.monotonic() < deadline, f"waited too long for {what}"
         time.sleep(0.02)
+
+
+def _has_lines(trace: Path) -> bool:
+    return trace.exists() and trace.stat().st_size > 0  # it is made a moment before it is written
 
 
 def _is_stopped(pid: int) -> bool:
@@ -202,7 +207,7 @@ def test_500_nudges_during_a_pass_cause_exactly_one_more(scene: Scene, tmp_path:
     nudge = Nudge(cluster="busy", automation=world.AUTOMATION, reason="Test")
     send_nudge(scene.clients, nudge)
     first = world.start_worker(scene.settings, "drain", "4", **more)
-    _until(trace.exists, "the pass to begin")
+    _until(lambda: _has_lines(trace), "the pass to begin")
     _send_many(scene.clients, nudge, 500)
     others = [world.start_worker(scene.settings, "drain", "4", **more) for _ in range(2)]
     _until(lambda: scene.clients.queue(world.AUTOMATION).count() <= 1, "the burst to be taken off", 60)
@@ -225,6 +230,26 @@ def test_200_nudges_that_lie_in_the_queue_cause_at_most_two_passes(scene: Scene,
     lines = [line.split()[3] for line in trace.read_text().splitlines()]
     assert lines in (["begin", "end"], ["begin", "end"] * 2)
     assert scene.clients.queue(world.AUTOMATION).count() == 0
+
+
+def test_a_nudge_whose_pass_another_worker_has_just_made_causes_none(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of that pass lies between this worker's look and its claim."""
+    nudge = Nudge(cluster="late", automation=world.AUTOMATION, reason="Test", after=0)
+    look = scene.clients.claims.state
+    message = Received(id="1", body=nudge.encode().encode(), dequeue_count=1, inserted_at=None)
+
+    def looks_too_early(cluster: str, automation: str) -> State:
+        state = look(cluster, automation)
+        monkeypatch.undo()
+        work_off(Clients(scene.settings), world.AUTOMATION, message)
+        return state
+
+    monkeypatch.setattr(scene.clients.claims, "state", looks_too_early)
+    work_off(scene.clients, world.AUTOMATION, message)
+    state = look("late", world.AUTOMATION)
+    assert (state.begun, state.ended, state.epoch) == (1, 1, 2)
 
 
 def test_of_many_processes_that_want_the_claim_at_once_one_gets_it_and_epochs_only_grow(scene: Scene) -> None:
