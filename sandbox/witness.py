@@ -65,6 +65,7 @@ class Witness:
         self._arm, self._lists, self._now, self._state = arm, lists, now, state
         self._proof: bytes | None = None
         self._run = 0
+        self._policy = DiskReleasePolicy()
         self.moments: list[Moment] = []
 
     # Between the app and the world
@@ -90,6 +91,7 @@ class Witness:
         if proof is None:
             return call(*arguments, **more)  # an Event: it tells, and changes nothing
         moment = self._moment(proof)
+        self._policy = moment.policy
         try:
             answer = call(*arguments, **more)
         except UnavailableError:  # the answer was lost, or the request
@@ -132,26 +134,29 @@ class Witness:
             now=now,
             cluster={"name": "truth", "diskRelease": msgspec.to_builtins(policy)},
             kubernetes=found,
-            azure=tuple(self._azure(found["nodes"]["items"], now)),
+            azure=tuple(self._azure(found["nodes"]["items"], state, now)),
             state=state.document(),
         )
         return read(snapshot)
 
-    def _azure(self, nodes: list[Document], now: datetime) -> Iterator[AzureReading]:
+    def _azure(self, nodes: list[Document], state: ReleaseState, now: datetime) -> Iterator[AzureReading]:
         core = self._arm.core
         with core.lock:
             core.settle()
             machines = [machine for kind in MACHINES for machine in core.state.of_type(kind)]
-            for resource in (*machines, *core.state.of_type("Microsoft.Compute/disks")):
+            disks = list(core.state.of_type("Microsoft.Compute/disks"))
+            for resource in (*machines, *disks):
                 body = core.do("GET", resource.id).body
                 yield AzureReading(id=resource.id, status=200, read_at=now, body=body)
             for machine in machines:
                 view = instance_view(machine)
                 yield AzureReading(id=f"{machine.id}/instanceView", status=200, read_at=now, body=view)
         known = {machine.id.lower() for machine in machines}
-        for node in nodes:
-            vm = str(node["spec"].get("providerID") or "").removeprefix("azure://")
-            if vm and vm.lower() not in known:
+        named = {str(node["spec"].get("providerID") or "").removeprefix("azure://") for node in nodes}
+        named |= {str(disk.body.get("managedBy") or "") for disk in disks}
+        named |= {release.vm for release in state.releases.values()}
+        for vm in sorted(named - {""}):
+            if vm.lower() not in known:
                 yield AzureReading(id=vm, status=404, read_at=now, code="ResourceNotFound")
 
     # What is to be said about it
@@ -160,7 +165,7 @@ class Witness:
         """All there was, what would be decided now, and the world as it is. Of a release that is under way,
         and that people are not told of, it is expected that it ends in time.
         """
-        policy = self.moments[-1].policy if self.moments else DiskReleasePolicy()
+        policy = self._policy
         end = self.truth(read_state(self._state()), policy)
         plan = decide(end, policy, end.now)
         reports = {left.subject for left in plan.left_alone if left.message.startswith("Report")}

@@ -24,6 +24,7 @@ from shared.disk_release.proof import prove
 from shared.disk_release.rules import broken
 from shared.disk_release.state import (
     FORBIDDEN,
+    NOT_FOUND,
     ArmWrite,
     ReleaseState,
     WriteState,
@@ -41,6 +42,7 @@ from shared.errors import (
     ConflictError,
     ForbiddenError,
     LostLeaseError,
+    NotFoundError,
     ThrottledError,
     UnavailableError,
     UnsafePlanError,
@@ -212,6 +214,7 @@ def _refused(write: ArmWrite, error: AutomationError, vm: str, place: Place) -> 
     code = getattr(error, "code", None) or type(error).__name__
     code = "Throttled" if isinstance(error, ThrottledError) else code
     code = FORBIDDEN if isinstance(error, ForbiddenError) else code
+    code = NOT_FOUND if isinstance(error, NotFoundError) else code
     state = settle.failed(place.memory.state, release, write, place.now(), code=code, message=str(error))
     place.memory.save(state)
 

@@ -607,6 +607,7 @@ def released_in_time(trace: Trace) -> Iterator[str]:
 
 @invariant("L2")
 def not_twice(trace: Trace) -> Iterator[str]:
+    """A release that was begun and did not free the disk, so that its owner has not changed, is none."""
     last: dict[tuple[str, str], tuple[int, datetime]] = {}
     for moment in trace.moments:
         begins = moment.kind is ActionKind.POWER_OFF_VM or moment.ground == Ground.IDLE
@@ -621,7 +622,10 @@ def not_twice(trace: Trace) -> Iterator[str]:
         for case in moment.scene.cases:
             pair = (key(case.disk_id), key(moment.scene.vm))
             before = last.get(pair)
-            if pair in noted or (before and before[0] != epoch and moment.at - before[1] < window):
+            changed = case.disk.value.owner_changed_at if case.disk.value else None
+            is_again = before is not None and before[0] != epoch and moment.at - before[1] < window
+            was_freed = before is not None and (changed is None or changed > before[1])
+            if pair in noted or (is_again and was_freed):
                 yield f"{moment.title}: {case.name} was released a short time ago"
             last[pair] = (epoch, moment.at)
 

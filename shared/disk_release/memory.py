@@ -13,7 +13,7 @@ from datetime import datetime
 from shared.disk_release import state as states
 from shared.disk_release.cases import Case, cases, disk_fact
 from shared.disk_release.observation import Observation
-from shared.disk_release.rules import AT_REST
+from shared.disk_release.rules import AT_REST, MOVING_POWER
 from shared.disk_release.settle import Standing, judge_all, note
 from shared.disk_release.state import FORBIDDEN, Release, ReleaseState, WriteState
 from shared.model.disk import key
@@ -49,7 +49,8 @@ def _sightings(observation: Observation) -> Iterator[Seen]:
         was_off = states.off(vm) in observation.state.seen or states.started(vm) in observation.state.seen
         yield states.off(vm), machine.read_at, is_off
         yield states.started(vm), machine.read_at, was_off and not is_off and machine.value is not None
-        is_moving = machine.value is not None and machine.value.provisioning not in AT_REST
+        found = machine.value
+        is_moving = found is not None and (found.provisioning not in AT_REST or found.power in MOVING_POWER)
         yield states.updating(vm), machine.read_at, is_moving
     for case in cases(observation):
         if case.disk.value is not None and case.disk.read_at is not None:

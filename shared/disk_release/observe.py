@@ -191,17 +191,18 @@ class _Look:
 def spared_machines(observation: Observation, now: datetime) -> frozenset[str]:
     """Machines found off that need no further read: Kubernetes is detaching, or the disks are free.
 
-    The node must still be NotReady: one that comes back is read again.
+    The node must still be NotReady and out of service: one that comes back, or whose taint Kubernetes refused,
+    is read again.
     """
     found = set()
     turn = observation.policy.limits.detach_after
     for vm, release in observation.state.releases.items():
         node = observation.nodes.get(release.node)
-        if release.open_write or node is None or node.is_ready:
+        if release.open_write or node is None or node.is_ready or not node.out_of_service:
             continue
         owned = [d for d in release.disks if d not in observation.census or _is_owned(observation, d, vm)]
         is_turn = release.tainted_at is not None and now < release.tainted_at + turn
-        if (is_turn and node.out_of_service) or (release.disks and not owned):
+        if is_turn or (release.disks and not owned):
             found.add(vm)
     return frozenset(found)
 

@@ -38,6 +38,8 @@ HEARTBEAT = timedelta(seconds=40)
 """Duration of a node's lease: a kubelet not heard of for longer is not known to live."""
 
 AT_REST = frozenset({"Succeeded", "Failed"})
+MOVING_POWER = frozenset({"starting", "stopping", "deallocating"})
+"""A VM may also stay so at rest: when its start or stop has failed half-way."""
 FREE_TO_DETACH = frozenset({"Attached", "Reserved", "Unattached"})
 
 

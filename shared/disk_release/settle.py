@@ -15,6 +15,7 @@ from datetime import datetime
 
 from shared.disk_release.observation import Fact, Observation
 from shared.disk_release.state import (
+    NOT_FOUND,
     REQUEST_TIMEOUT,
     ArmWrite,
     Release,
@@ -28,8 +29,8 @@ from shared.model.disk import Machine
 from shared.model.plan import ActionKind
 
 IN_TRANSITION = frozenset({"Updating", "Creating", "Deleting", "Migrating"})
-NEVER_TAKEN_UP = frozenset({"NeverArrived", "Throttled", "Conflict", "AnotherOperationInProgress"})
-"""Of requests that have changed nothing: not there, too many, or one at a time."""
+NEVER_TAKEN_UP = frozenset({"NeverArrived", "Throttled", "Conflict", "AnotherOperationInProgress", NOT_FOUND})
+"""Of requests that have changed nothing: not there, too many, one at a time, or no such VM."""
 DETACHES = frozenset({ActionKind.DETACH_DISK, ActionKind.FORCE_DETACH_DISK})
 
 
@@ -125,7 +126,7 @@ def failed(
     stuck begins anew. So force is never used for want of an answer, and a fence is tried again, as often as
     the policy's window allows, when the missing role is there.
     """
-    is_refused_fence = write.kind is ActionKind.POWER_OFF_VM and not write.status_url
+    is_refused_fence = write.kind is ActionKind.POWER_OFF_VM and write.state is WriteState.ANNOUNCED
     if is_refused_fence or (write.kind in DETACHES and code in NEVER_TAKEN_UP):
         return closed(state, release.vm)
     return ended(state, release.vm, write.id, WriteState.FAILED, now, code=code, message=message)

@@ -24,6 +24,9 @@ REQUEST_TIMEOUT = timedelta(seconds=60)
 FORBIDDEN = "Forbidden"
 """Code of a write that Azure refused for want of a role: nothing was tried."""
 
+NOT_FOUND = "NotFound"
+"""Code of a write that Azure refused as it did not find the VM: the next reads tell whether that is so."""
+
 FORGET_AFTER = timedelta(hours=6)
 """Sightings not renewed, and notes on what is over, are dropped after this."""
 
@@ -158,7 +161,7 @@ def unowned(disk: str, vm: str) -> str:
 
 
 def updating(vm: str) -> str:
-    """The VM was being changed."""
+    """The VM was being changed, or was neither on nor off."""
     return f"updating:{key(vm)}"
 
 

@@ -22,6 +22,7 @@ from shared.disk_release.policy import DiskReleasePolicy
 from shared.disk_release.rules import (
     AT_REST,
     FREE_TO_DETACH,
+    MOVING_POWER,
     Ground,
     gone,
     is_ours,
@@ -37,8 +38,6 @@ LOOK_AGAIN = timedelta(seconds=60)
 
 LINGER = timedelta(minutes=5)
 """A disk names its machine for about 42 s after that is gone; longer than this is a case for people."""
-
-MOVING_POWER = frozenset({"starting", "stopping", "deallocating"})
 
 
 class Kind(enum.StrEnum):

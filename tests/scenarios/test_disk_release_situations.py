@@ -191,6 +191,45 @@ def test_s2_a_detach_that_azure_was_too_busy_for_is_asked_for_again(world: World
     assert world.corruptions == []
 
 
+def test_s2_a_detach_for_which_azure_did_not_find_the_machine_once_is_asked_for_again(
+    world: World, keep: Any
+) -> None:
+    app, dead = keep(detachAfter="30s", force=False), world.pod("db-0").node
+    _stop_driver(world)
+    body = {"error": {"code": "ResourceNotFound", "message": "It was not found."}}
+    world.arm.fault(Fault(on("POST", DETACH), status=404, body=body))
+    world.stop_machine(dead)
+    app.until(lambda: any(r.path.endswith(DETACH) for r in app.asked), within=400)
+    app.until(lambda: world.owner(disk_of(world)) != dead, within=300)
+    assert world.corruptions == []
+
+
+def test_s2_a_machine_that_stays_half_way_down_is_reported_in_the_end(world: World, keep: Any) -> None:
+    app, dead = keep(), world.pod("db-0").node
+    world.kill_kubelet(dead)
+    resource = world.arm.core.state.find(world.machine(dead))
+    assert resource is not None
+    resource.hidden["power"] = "deallocating"  # and no operation is under way
+    app.run(300)
+    assert app.left_alone()[f"db-0 on {dead}"] == "PowerMoves"
+    app.run(600)
+    summary = app.clients().journal.summary("prod", "disk-release")
+    (line,) = (left["message"] for left in summary.left_alone if left["reason"] == "PowerMoves")
+    assert line.startswith("Report (S2)") and "is deallocating: neither on nor off; overdue since" in line
+
+
+def test_a_fence_whose_answer_was_lost_and_that_failed_is_tried_once_more_in_its_release(
+    world: World, keep: Any
+) -> None:
+    app, dead = keep(), world.pod("db-0").node
+    world.arm.core.endings.append(Ending(on="powerOff"))
+    world.arm.fault(Fault(on("POST", "powerOff"), lose_answer=True))
+    world.kill_kubelet(dead)
+    app.until(lambda: runs_elsewhere(world, dead), within=900)
+    assert {moment.action.parameters["epoch"] for moment in app.witness.moments} == {1}
+    assert world.corruptions == []
+
+
 def test_a_fence_that_is_never_allowed_is_reported(world: World, keep: Any) -> None:
     app, dead = keep(fence="never"), world.pod("db-0").node
     world.kill_kubelet(dead)
@@ -242,6 +281,19 @@ def test_s3_the_node_of_a_machine_that_is_gone_does_not_keep_its_pods(world: Wor
     app.run(200)
     assert seconds < 240 and world.corruptions == [] and app.writes() == []
     assert app.events() == ["NodeTainted", "Released", "NodeUntainted"]
+
+
+def test_s3_a_taint_that_kubernetes_refused_is_tried_again(world: World, keep: Any) -> None:
+    """Its release has begun, and the disk is free: the machine is read again all the same."""
+    world.cloud.enabled = False
+    app, gone = keep(), world.pod("db-0").node
+    body = {"kind": "Status", "status": "Failure", "reason": "TooManyRequests", "code": 429}
+    world.kubernetes.faults.append(Fault(on("PATCH", f"/nodes/{gone}"), status=429, body=body, times=5))
+    world.kill_kubelet(gone)
+    app.run(5)
+    world.delete_machine(gone)
+    app.until(lambda: runs_elsewhere(world, gone), within=900)
+    assert world.corruptions == [] and app.writes() == []
 
 
 def test_a_fence_that_failed_is_tried_again_in_the_next_window(world: World, keep: Any) -> None:
