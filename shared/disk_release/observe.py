@@ -191,8 +191,8 @@ class _Look:
 def spared_machines(observation: Observation, now: datetime) -> frozenset[str]:
     """Machines found off that need no further read: Kubernetes is detaching, or the disks are free.
 
-    The node must still be NotReady and out of service: one that comes back, or whose taint Kubernetes refused,
-    is read again.
+    The node must still be NotReady and out of service: one that comes back is read again, and so is one whose
+    taint Kubernetes refused.
     """
     found = set()
     turn = observation.policy.limits.detach_after
