@@ -13,10 +13,10 @@ from datetime import datetime
 from shared.disk_release import state as states
 from shared.disk_release.cases import Case, cases, disk_fact
 from shared.disk_release.observation import Observation
-from shared.disk_release.rules import AT_REST, MOVING_POWER
+from shared.disk_release.rules import AT_REST, MOVING_POWER, UNKNOWN_POWER
 from shared.disk_release.settle import Standing, judge_all, note
 from shared.disk_release.state import FORBIDDEN, Release, ReleaseState, WriteState
-from shared.model.disk import key
+from shared.model.disk import Machine, key
 from shared.model.plan import ActionKind
 
 Seen = tuple[str, datetime, bool]
@@ -49,18 +49,38 @@ def _sightings(observation: Observation) -> Iterator[Seen]:
         was_off = states.off(vm) in observation.state.seen or states.started(vm) in observation.state.seen
         yield states.off(vm), machine.read_at, is_off
         yield states.started(vm), machine.read_at, was_off and not is_off and machine.value is not None
-        found = machine.value
-        is_moving = found is not None and (found.provisioning not in AT_REST or found.power in MOVING_POWER)
-        yield states.updating(vm), machine.read_at, is_moving
-    for case in cases(observation):
-        if case.disk.value is not None and case.disk.read_at is not None:
-            is_free = not case.is_owned and (bool(case.vm) or not case.disk.value.owners)
-            yield states.unowned(case.disk_id, case.vm), case.disk.read_at, is_free
+        yield states.updating(vm), machine.read_at, machine.value is not None and _is_moving(machine.value)
+    for resource_id in (*observation.machines, *observation.disks):
+        fact = observation.machines.get(resource_id) or observation.disks[resource_id]
+        if fact.read_at is not None:
+            yield states.unknown(resource_id), fact.read_at, fact.is_unknown
+    yield from _of_cases(observation)
     for name in observation.attachments_of_node:
         yield states.gone_node(name), observation.now, name not in observation.nodes
     for node in observation.nodes.values():
         if node.out_of_service or states.out_of_service(node.name) in observation.state.seen:
             yield states.out_of_service(node.name), observation.now, node.out_of_service is not None
+
+
+def _is_moving(machine: Machine) -> bool:
+    return machine.provisioning not in AT_REST or machine.power in MOVING_POWER | UNKNOWN_POWER
+
+
+def _of_cases(observation: Observation) -> Iterator[Seen]:
+    for case in cases(observation):
+        if case.disk.value is not None and case.disk.read_at is not None:
+            is_free = not case.is_owned and (bool(case.vm) or not case.disk.value.owners)
+            yield states.unowned(case.disk_id, case.vm), case.disk.read_at, is_free
+        if case.vm and (not case.node_name or states.gone_node(key(case.vm)) in observation.state.seen):
+            yield states.gone_node(key(case.vm)), observation.now, not case.node_name
+        if case.attachment is not None:
+            yield states.unclaimed(case.attachment.name), observation.now, _is_unclaimed(case)
+
+
+def _is_unclaimed(case: Case) -> bool:
+    attachment, node = case.attachment, case.node
+    is_there = attachment is not None and attachment.attached and not attachment.is_deleting
+    return is_there and node is not None and node.is_ready and not case.pods_here
 
 
 def _follow(state: ReleaseState, release: Release, observation: Observation, now: datetime) -> ReleaseState:

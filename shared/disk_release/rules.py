@@ -40,6 +40,7 @@ HEARTBEAT = timedelta(seconds=40)
 AT_REST = frozenset({"Succeeded", "Failed"})
 MOVING_POWER = frozenset({"starting", "stopping", "deallocating"})
 """A VM may also stay so at rest: when its start or stop has failed half-way."""
+UNKNOWN_POWER = frozenset({"", "unknown"})
 FREE_TO_DETACH = frozenset({"Attached", "Reserved", "Unattached"})
 
 
@@ -265,7 +266,7 @@ def silent_for(node: Node, observation: Observation, now: datetime) -> timedelta
 @rule("the VM runs", "I7")
 def vm_is_running(scene: Scene) -> Answer:
     machine = scene.machine.value
-    if machine is None or machine.power in ("", "unknown"):
+    if machine is None or machine.power in UNKNOWN_POWER:
         return None, "its power state is not known"
     return machine.power == "running", f"VM {machine.power}"
 
@@ -273,7 +274,7 @@ def vm_is_running(scene: Scene) -> Answer:
 @rule("the VM is stopped or deallocated, and not hibernated", "I1", "I2", "I9")
 def vm_is_off(scene: Scene) -> Answer:
     machine = scene.machine.value
-    if machine is None or machine.power in ("", "unknown"):
+    if machine is None or machine.power in UNKNOWN_POWER:
         return None, "its power state is not known"
     return machine.is_off, f"VM {machine.power}{', hibernated' if machine.is_hibernated else ''}"
 

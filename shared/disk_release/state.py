@@ -160,8 +160,18 @@ def unowned(disk: str, vm: str) -> str:
     return f"unowned:{key(disk)}@{key(vm)}"
 
 
+def unknown(resource_id: str) -> str:
+    """Azure did not say how the resource is."""
+    return f"unknown:{key(resource_id)}"
+
+
+def unclaimed(attachment: str) -> str:
+    """A node that is Ready had the disk attached, and no pod there used it."""
+    return f"unclaimed:{attachment}"
+
+
 def updating(vm: str) -> str:
-    """The VM was being changed, or was neither on nor off."""
+    """The VM was being changed, or was neither on nor off, as far as Azure knew."""
     return f"updating:{key(vm)}"
 
 
@@ -176,7 +186,7 @@ def started(vm: str) -> str:
 
 
 def gone_node(name: str) -> str:
-    """Attachments name a node that has no Node object."""
+    """Attachments name a node that has no Node object; or, by its resource id, a VM has none."""
     return f"gone-node:{name}"
 
 

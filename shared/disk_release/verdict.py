@@ -16,13 +16,14 @@ from functools import cached_property
 import msgspec
 
 from shared.disk_release import state as states
-from shared.disk_release.cases import PATIENCE, Case, is_suspect, machine_name, tainted_since
+from shared.disk_release.cases import Case, is_suspect, machine_name, tainted_since
 from shared.disk_release.observation import Fact
 from shared.disk_release.policy import DiskReleasePolicy
 from shared.disk_release.rules import (
     AT_REST,
     FREE_TO_DETACH,
     MOVING_POWER,
+    UNKNOWN_POWER,
     Ground,
     gone,
     is_ours,
@@ -32,9 +33,6 @@ from shared.disk_release.rules import (
 from shared.disk_release.state import ArmWrite, Release, WriteState
 from shared.model.disk import Attachment, Disk, Machine, Node, is_disk_id, is_machine_id, key
 from shared.model.plan import ActionKind
-
-LOOK_AGAIN = timedelta(seconds=60)
-"""After a fact could not be read."""
 
 LINGER = timedelta(minutes=5)
 """A disk names its machine for about 42 s after that is gone; longer than this is a case for people."""
@@ -290,14 +288,16 @@ def _kubernetes_has_its_turn(look: _Look) -> _Answer | None:
 
 def _unknown(look: _Look) -> _Answer | None:
     case = look.case
-    for name, fact in (("disk", case.disk), (f"VM {look.vm_name}", case.machine)):
-        if not fact.is_unknown or (fact is case.machine and not case.vm):
+    facts = (("disk", case.disk_id, case.disk), (f"VM {look.vm_name}", case.vm, case.machine))
+    for name, resource_id, fact in facts:
+        if not fact.is_unknown or not resource_id:
             continue
         if fact.why.startswith(("401", "403")):
             message = f"{name} may not be read ({fact.why}); its state is unknown"
             return look.report("-", "Forbidden", message, "the role of docs/disk-release.md would tell")
         message = f"the state of {name} is unknown ({fact.why})"
-        return look.wait("-", "Unknown", message, look.now + LOOK_AGAIN, "an answer would tell")
+        until = look.since(states.unknown(resource_id)) + look.policy.limits.kubernetes_deadline
+        return look.wait("-", "Unknown", message, until, "an answer would tell")
     return None
 
 
@@ -468,9 +468,10 @@ def _power_moves(look: _Look) -> _Answer | None:
     if power in MOVING_POWER:
         until = look.since(states.updating(look.case.vm)) + look.policy.limits.kubernetes_deadline
         return look.wait("S2", "PowerMoves", f"VM {look.vm_name} is {power}: neither on nor off", until)
-    if power in ("", "unknown"):
+    if power in UNKNOWN_POWER:
+        until = look.since(states.updating(look.case.vm)) + look.policy.limits.kubernetes_deadline
         message = f"Azure does not know whether VM {look.vm_name} runs"
-        return look.wait("S21", "PowerUnknown", message, look.now + LOOK_AGAIN)
+        return look.wait("S21", "PowerUnknown", message, until)
     return None
 
 
@@ -482,7 +483,8 @@ def _off(look: _Look) -> _Answer | None:
         return _off_without_node(look)
     if node.is_ready:
         message = f"VM {look.vm_name} is {look.machine.power} and its node not yet NotReady"
-        return look.wait("S2", "NodeNotYetSilent", message, look.now + LOOK_AGAIN)
+        until = look.since(states.off(look.case.vm)) + look.policy.limits.kubernetes_deadline
+        return look.wait("S2", "NodeNotYetSilent", message, until)
     since = tainted_since(node, look.case.observation)
     if since is None:
         return _off_untainted(look)
@@ -566,7 +568,8 @@ def _silent(look: _Look) -> _Answer | None:
         return None
     if node is None:
         message = f"the Node of running VM {look.vm_name} is gone; what it mounts may be in use"
-        until = look.since(states.gone_node(look.case.node_name)) + look.policy.limits.kubernetes_deadline
+        name = look.case.node_name or key(look.case.vm)
+        until = look.since(states.gone_node(name)) + look.policy.limits.kubernetes_deadline
         return look.wait(
             "S1", "NodeGoneVmRuns", message, until, "power the VM off, or let its kubelet register"
         )
@@ -619,11 +622,9 @@ def _zombie(look: _Look) -> _Answer:
         return look.report(
             "S19", "StaleReport", message, "restart its kubelet or the attach/detach controller"
         )
-    changed = look.disk.owner_changed_at
-    until = (changed or look.now) + look.policy.limits.zombie_age
-    if changed is None or look.now < until:
-        message = "attached, and nothing in Kubernetes says why; an attach may be under way"
-        return look.wait("S5", "YoungZombie", message, until if changed else look.now + LOOK_AGAIN)
+    young = _young_zombie(look)
+    if young is not None:
+        return young
     if look.machine.provisioning == "Failed":
         return _repair(look, "S7")
     tried = _last(look, ActionKind.DETACH_DISK)
@@ -633,6 +634,18 @@ def _zombie(look: _Look) -> _Answer:
         )
     message = f"attached to {look.vm_name}, and nothing in Kubernetes knows why"
     return look.act(Kind.RELEASE, "S5", "Zombie", message, ActionKind.DETACH_DISK, Ground.IDLE)
+
+
+def _young_zombie(look: _Look) -> _Answer | None:
+    changed = look.disk.owner_changed_at
+    if changed is None:
+        message = "attached, nothing in Kubernetes says why, and the disk does not say since when"
+        return look.report("S5", "ZombieOfNoAge", message, "detach it by hand")
+    until = changed + look.policy.limits.zombie_age
+    if look.now < until:
+        message = "attached, and nothing in Kubernetes says why; an attach may be under way"
+        return look.wait("S5", "YoungZombie", message, until)
+    return None
 
 
 def _lost(look: _Look, attachment: Attachment) -> _Answer:
@@ -656,13 +669,13 @@ def _deleting(look: _Look, attachment: Attachment) -> _Answer:
 
 def _unclaimed(look: _Look, attachment: Attachment) -> _Answer:
     """Attached, and no pod of the node uses it."""
-    until = (attachment.created_at or look.now) + look.policy.limits.kubernetes_deadline
+    until = look.since(states.unclaimed(attachment.name)) + look.policy.limits.kubernetes_deadline
     if look.case.is_in_use:
         message = f"its pod is gone, and node {look.case.node_name} still has it mounted"
         advice = "restart the disk driver's pod on that node; if that does not help, drain it and fence"
-        return look.wait("S9", "UnmountStuck", message, max(until, look.now + PATIENCE), advice)
+        return look.wait("S9", "UnmountStuck", message, until, advice)
     message = "no pod of the node uses it; the attach/detach controller is about to let it go"
-    return look.wait("S22", "KubernetesDetaches", message, max(until, look.now + PATIENCE))
+    return look.wait("S22", "KubernetesDetaches", message, until)
 
 
 QUESTIONS: tuple[Callable[[_Look], _Answer | None], ...] = (

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,10 +13,11 @@ from disk_builders import NOW, POLICY, Scene, ago, disk, vm, write
 
 from shared.disk_release.cases import needs
 from shared.disk_release.decide import decide, verdicts
-from shared.disk_release.observation import Fact, Known
+from shared.disk_release.memory import remember
+from shared.disk_release.observation import Fact, Known, Observation
 from shared.disk_release.policy import DiskReleasePolicy
 from shared.disk_release.state import Done, Fence, WriteState, started, unowned, updating
-from shared.model.disk import CREATED_FOR_VOLUME, Blob, DataDisk, Taint, key
+from shared.model.disk import CREATED_FOR_VOLUME, Blob, DataDisk, Node, Taint, key
 from shared.model.plan import Action, ActionKind, LeftAlone, Plan
 
 FENCED = write(ActionKind.POWER_OFF_VM, WriteState.SUCCEEDED)
@@ -294,6 +298,7 @@ WAITS_AND_REPORTS: dict[str, tuple[Callable[[], Scene], str, str]] = {
         "AnotherMachine",
     ),
     "S5 young": (lambda: zombie().disk("d1", owner_changed_at=ago(60)), "Wait", "YoungZombie"),
+    "S5 of no age": (lambda: zombie().disk("d1", owner_changed_at=None), "Report", "ZombieOfNoAge"),
     "S5 detach failed": (
         lambda: zombie().releasing("a", PLAIN_FAILED),
         "Report",
@@ -457,6 +462,46 @@ def test_every_wait_has_a_deadline_ahead() -> None:
         scene = make()
         for verdict in verdicts(scene.build(), scene.policy, NOW):
             assert verdict.kind != "Wait" or (verdict.deadline and verdict.deadline > NOW), verdict
+
+
+NEVER_READ = "VM never read"
+"""More suspects than one pass reads: the next pass comes to it."""
+
+
+@pytest.mark.parametrize("name", [name for name in WAITS_AND_REPORTS if name != NEVER_READ])
+def test_no_wait_is_for_ever_when_nothing_changes(name: str) -> None:
+    """An hour of looks, a minute apart: what Kubernetes or Azure should have done is a report by then."""
+    make, _, _ = WAITS_AND_REPORTS[name]
+    scene = make()
+    state = scene.state
+    for minute in range(61):
+        now = NOW + timedelta(minutes=minute)
+        seen = replace(looked_at_again(scene.build(), now), state=state)
+        state = remember(seen, now)
+
+    found = verdicts(replace(seen, state=state), scene.policy, now)
+
+    assert [verdict.text for verdict in found if verdict.kind == "Wait"] == []
+
+
+def looked_at_again(observation: Observation, now: datetime) -> Observation:
+    """Everything as it was, read again; kubelets that were heard go on."""
+    age = now - NOW
+
+    def node(known: Node) -> Node:
+        heard = known.renewed_at + age if known.is_ready and known.renewed_at else known.renewed_at
+        return msgspec.structs.replace(known, renewed_at=heard)
+
+    def facts(known: Mapping[str, Fact[Any]]) -> dict[str, Fact[Any]]:
+        return {name: replace(fact, read_at=fact.read_at and now) for name, fact in known.items()}
+
+    return replace(
+        observation,
+        now=now,
+        nodes={name: node(known) for name, known in observation.nodes.items()},
+        machines=facts(observation.machines),
+        disks=facts(observation.disks),
+    )
 
 
 def test_all_disks_of_a_dead_vm_are_detached_in_one_call() -> None:
