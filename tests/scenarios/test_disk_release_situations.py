@@ -408,6 +408,17 @@ def test_s8_a_detach_that_hangs_is_forced_after_the_fence_and_a_plain_try(world:
     assert world.corruptions == []
 
 
+def test_s9_a_disk_that_its_kubelet_never_unmounts_is_reported(world: World, keep: Any) -> None:
+    app, node = keep(), world.pod("db-0").node
+    world.kubelets._forget = lambda *_: None  # type: ignore[method-assign]
+    world.cordon(node)
+    world.delete_pod("db-0", grace=0)
+    app.run(900)
+    assert app.left_alone()[f"db-0 on {node}"] == "UnmountStuck" and app.writes() == []
+    summary = app.clients().journal.summary("prod", "disk-release")
+    assert any(left["message"].startswith("Report (S9)") for left in summary.left_alone)
+
+
 def test_s10_an_attachment_whose_volume_is_gone_is_let_go(world: World, keep: Any) -> None:
     app = keep()
     tag = {"kubernetes.io-created-for-pv-name": "pv-db-0"}
@@ -443,6 +454,66 @@ def test_s18_a_disk_with_an_active_export_is_reported(world: World, keep: Any) -
     app.run(300)
     assert app.left_alone()[f"db-0 on {dead}"] == "DiskBusy"
     assert app.events() == []
+
+
+def _let_want(world: World, disk: str, **volume: Any) -> None:
+    """A pod wants that disk on node c, by a volume that says nothing about zones."""
+    world.add_volume("pv-wanted", disk, claim="wanted")
+    found = next(v for v in world.kubernetes.objects(VOLUMES) if v["metadata"]["name"] == "pv-wanted")
+    spec = {name: value for name, value in found["spec"].items() if name != "nodeAffinity"}
+    world.kubernetes.put(VOLUMES, {"metadata": found["metadata"], "spec": spec | volume})
+    world.add_claim("wanted")
+    world.add_pod("wants", claims=["wanted"], nodeSelector={"kubernetes.io/hostname": "c"})
+
+
+def test_s14_a_disk_of_another_zone_is_reported(world: World, keep: Any) -> None:
+    app = keep()
+    _let_want(world, world.arm.add_disk("far", zone="1"))
+    app.run(300)
+    assert app.left_alone()["far on c"] == "ZoneMismatch" and app.writes() == []
+
+
+def test_s15_a_machine_without_a_slot_left_is_reported(world: World, keep: Any) -> None:
+    app = keep()
+    for number in range(8):  # all that its size has; the cluster knows of none
+        world.arm.attach(world.machine("c"), world.arm.add_disk(f"own-{number}"), 20 + number)
+    _let_want(world, world.arm.add_disk("ninth"))
+    app.run(300)
+    assert app.left_alone()["ninth on c"] == "SlotsFull" and app.writes() == []
+
+
+def test_s19_a_disk_that_the_driver_never_attaches_is_reported(world: World, keep: Any) -> None:
+    app = keep()
+    _stop_driver(world)
+    _let_want(world, world.arm.add_disk("late"))
+    app.run(900)
+    assert app.left_alone()["late on c"] == "Attaching" and app.writes() == []
+    summary = app.clients().journal.summary("prod", "disk-release")
+    assert any(left["message"].startswith("Report (S19)") for left in summary.left_alone)
+
+
+def test_s20_a_volume_that_names_no_disk_is_reported(world: World, keep: Any) -> None:
+    app = keep()
+    handle = "/subscriptions/x/nonsense"
+    csi = {"driver": "disk.csi.azure.com", "volumeHandle": handle, "fsType": "ext4"}
+    _let_want(world, world.arm.add_disk("right"), csi=csi)
+    app.run(300)
+    assert app.left_alone()["nonsense on c"] == "BadDiskId" and app.writes() == []
+    assert app.failures == []
+
+
+def test_s21_a_machine_of_which_azure_does_not_know_whether_it_runs_is_never_fenced(
+    world: World, keep: Any
+) -> None:
+    app, dead = keep(), world.pod("db-0").node
+    world.kill_kubelet(dead)
+    resource = world.arm.core.state.find(world.machine(dead))
+    assert resource is not None
+    resource.hidden["power"] = "unknown"
+    app.run(900)
+    assert app.left_alone()[f"db-0 on {dead}"] == "PowerUnknown" and app.writes() == []
+    summary = app.clients().journal.summary("prod", "disk-release")
+    assert any("overdue since" in left["message"] for left in summary.left_alone)
 
 
 def test_s17_two_nodes_that_hold_each_others_disks_both_let_go(world: World, keep: Any) -> None:
