@@ -22,6 +22,7 @@ import msgspec
 from shared.errors import SettingsError
 from shared.log import install_redaction
 from shared.model.duration import parse_duration
+from shared.trace import DESTINATIONS
 
 if TYPE_CHECKING:
     from azure.core.credentials import TokenCredential
@@ -203,4 +204,8 @@ class Clients:
 def clients() -> Clients:
     """This worker's clients, built at the first call."""
     install_redaction()
+    if any(os.environ.get(setting) for setting in DESTINATIONS):
+        from shared.clients.spans import send_spans
+
+        send_spans(os.environ)
     return Clients()

@@ -31,7 +31,7 @@ from shared.record import record_paused, record_poisoned, record_settled
 from shared.runtime import automation as automations
 from shared.runtime.message import Nudge, Received, decode
 from shared.runtime.nudge import send_nudge
-from shared.trace import span
+from shared.trace import span, trace_id
 
 if TYPE_CHECKING:
     from shared.bootstrap import Clients
@@ -63,14 +63,15 @@ def work_off(clients: Clients, name: str, message: Received) -> None:
             # Once for each pass tells that the forwarder lives; the nudges of a burst cost no write each.
             if nudge.reason in automations.FORWARDED and result.startswith("passed"):
                 clients.journal.heard(cluster.name, clients.now())
-        log_event(
-            log,
-            "Nudge",
-            cluster=cluster.name,
-            automation=automation.name,
-            reason=nudge.reason,
-            result=result,
-        )
+            log_event(
+                log,
+                "Nudge",
+                cluster=cluster.name,
+                automation=automation.name,
+                reason=nudge.reason,
+                result=result,
+                trace=trace_id(),
+            )
 
 
 def answer(

@@ -34,7 +34,6 @@ var settings = {
   AZURE_CLIENT_ID: clientId
   APPLICATIONINSIGHTS_CONNECTION_STRING: applicationInsightsConnectionString
   APPLICATIONINSIGHTS_AUTHENTICATION_STRING: 'ClientId=${clientId};Authorization=AAD'
-  PYTHON_ENABLE_OPENTELEMETRY: 'true'
   KUBEKEEPER_CONFIG: configurationUrl
   KUBEKEEPER_ARM_ENDPOINT: armEndpoint
   KUBEKEEPER_EVENTS_ENDPOINT: topicEndpoint

@@ -19,6 +19,7 @@ from shared.log import log_event
 from shared.runtime.automation import AUTOMATIONS, FORWARDER
 from shared.runtime.message import Nudge
 from shared.runtime.nudge import send_nudge
+from shared.trace import span, trace_id
 
 if TYPE_CHECKING:
     from shared.bootstrap import Clients
@@ -83,9 +84,18 @@ def accept(clients: Clients, event: Incoming) -> int:
         level = logging.INFO if event.type.startswith("Microsoft.") else logging.WARNING
         log_event(log, "EventIgnored", level=level, type=event.type[:200], id=event.id, reason=why_not)
         clients.journal.ignored("event", event.type, why_not, clients.now())
-    for nudge in nudges:
-        send_nudge(clients, nudge)
-        log_event(log, "Event", type=event.type, cluster=nudge.cluster, automation=nudge.automation)
+    if nudges:
+        with span(f"event {nudges[0].reason}", type=event.type, id=event.id):
+            for nudge in nudges:
+                send_nudge(clients, nudge)
+                log_event(
+                    log,
+                    "Event",
+                    type=event.type,
+                    cluster=nudge.cluster,
+                    automation=nudge.automation,
+                    trace=trace_id(),
+                )
     return len(nudges)
 
 

@@ -10,6 +10,7 @@ from shared.model.plan import utc
 from shared.runtime import automation as automations
 from shared.runtime.message import Nudge
 from shared.runtime.nudge import send_nudge
+from shared.trace import span
 
 if TYPE_CHECKING:
     from shared.bootstrap import Clients
@@ -43,7 +44,8 @@ def nudge_by_request(clients: Clients, cluster: str, automation: str) -> tuple[i
     try:
         built = automations.find(automation)
         automations.require_configured(built, clients.settings().cluster(cluster))
-        send_nudge(clients, Nudge(cluster=cluster, automation=automation, reason="Request"))
+        with span(f"request {automation}", cluster=cluster):
+            send_nudge(clients, Nudge(cluster=cluster, automation=automation, reason="Request"))
     except (MessageError, SettingsError, NotFoundError) as error:
         return 404, {"error": str(error)}
     except ApiError as error:

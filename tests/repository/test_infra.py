@@ -22,6 +22,7 @@ from tree_sitter import Language, Parser
 
 from sandbox.tools import CHECKOUT
 from shared.clients.arm import ENDPOINT_SETTING, ENDPOINTS
+from shared.trace import INSIGHTS
 
 INFRA = CHECKOUT / "infra"
 TEMPLATES = sorted(INFRA.rglob("*.bicep"))
@@ -326,6 +327,14 @@ def test_the_apps_settings_are_those_the_code_reads() -> None:
     documented = set(re.findall(r"^\| `(KUBEKEEPER_\w+)`", page, re.MULTILINE))
     assert given <= documented
     assert {one for one in documented if one.endswith("_SCHEDULE")} <= given
+
+
+def test_the_host_goes_on_sending_what_the_app_logs() -> None:
+    """Told that the worker sends for itself, it would not, and every alert rule asks for a log line."""
+    (settings,) = of(main(), "Microsoft.Web/sites/config")
+    given = settings.body["properties"]
+    assert not {"PYTHON_ENABLE_OPENTELEMETRY", "PYTHON_APPLICATIONINSIGHTS_ENABLE_TELEMETRY"} & given.keys()
+    assert INSIGHTS in given
 
 
 @pytest.mark.parametrize("cloud", sorted(ENDPOINTS))

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from sandbox.arm import LocalArm
 from shared.clients.arm import arm
+from shared.clients.spans import LateExporter
 from shared.errors import MessageError
 from shared.runtime.message import Nudge, decode
 from shared.runtime.nudge import send_nudge
@@ -62,6 +63,33 @@ def test_event_nudge_pass_and_write_are_one_trace(exporter: InMemorySpanExporter
     assert made.parent and event.context and made.parent.span_id == event.context.span_id
     assert write.parent and made.context and write.parent.span_id == made.context.span_id
     assert made.attributes == {"kubekeeper.cluster": "prod"}
+
+
+def test_a_failure_is_on_its_span_without_secrets_or_stack(exporter: InMemorySpanExporter) -> None:
+    with pytest.raises(MessageError), span("pass autoscaling"):
+        raise MessageError("cannot use 'AccountKey=c2VjcmV0c2VjcmV0;'")
+    (made,) = exporter.get_finished_spans()
+    assert made.status.status_code is trace.StatusCode.ERROR
+    assert made.status.description == "MessageError: cannot use 'AccountKey=[redacted];'"
+    assert made.events == ()
+
+
+def test_an_exporter_is_made_when_spans_leave_and_one_that_cannot_be_says_so_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked = []
+
+    def make() -> InMemorySpanExporter:
+        asked.append(1)
+        raise ValueError("no such address")
+
+    late = LateExporter("A_SETTING", make)
+    assert asked == []
+    assert [late.export([]) for _ in range(3)] == [SpanExportResult.FAILURE] * 3
+    assert asked == [1]
+    assert [record.getMessage() for record in caplog.records] == [
+        'SpansNotSent setting=A_SETTING reason="no such address"'
+    ]
 
 
 def test_without_an_sdk_nothing_is_recorded_and_the_message_stays_as_it_was() -> None:
