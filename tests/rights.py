@@ -17,6 +17,7 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -133,11 +134,15 @@ def _automation() -> str | None:
     frame = sys._getframe(2)
     found = None
     while frame is not None:
-        match = re.search(r"/shared/(\w+)/\w+\.py$|/shared/(\w+)/\w+/\w+\.py$", frame.f_code.co_filename)
-        package = (match[1] or match[2]) if match else ""
-        found = PACKAGES.get(package, found)
+        found = _automation_of(frame.f_code.co_filename) or found
         frame = frame.f_back  # type: ignore[assignment]
     return found
+
+
+@cache  # a request has some fifty frames, of always the same files
+def _automation_of(filename: str) -> str | None:
+    match = re.search(r"/shared/(\w+)/\w+\.py$|/shared/(\w+)/\w+/\w+\.py$", filename)
+    return PACKAGES.get(match[1] or match[2]) if match else None
 
 
 # --- what is deployed ---

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Protocol, TypeAlias
 
 from sandbox.clock import Clock
@@ -43,20 +44,23 @@ class Controllers:
         self._clock = clock
         self._objects = objects
         self._controllers = list(controllers)
-        self._seen: dict[Kind, int] = {}
+        self._seen: int | None = None
+        self._touched: set[Kind] = set()
+        """Of which something has changed since: most of the time one or two of all there are."""
         self._is_due = False
         self.wake = threading.Event()
         """Set when something has changed."""
         with store.lock:
             for kind in KINDS:
-                store.listen(kind, self._changed)
-            self._changed()
+                store.listen(kind, partial(self._changed, kind))
+                self._changed(kind)
 
     def add(self, controller: Controller) -> None:
         """One more, asked after the others; it looks for itself at what there already is."""
         self._controllers.append(controller)
 
-    def _changed(self) -> None:
+    def _changed(self, kind: Kind) -> None:
+        self._touched.add(kind)
         if not self._is_due:
             self._is_due = True
             self._clock.at(self._clock.now(), self._settle)
@@ -77,13 +81,15 @@ class Controllers:
 
     def _dirty(self) -> Dirty:
         found: Dirty = {}
+        since, self._seen = self._seen, self._store.revision
+        touched, self._touched = self._touched, set()
         for kind in KINDS:
-            since = self._seen.get(kind)
+            if since is not None and kind not in touched:
+                continue
             if since is None:
                 keys = {record.key for record in self._store.select(kind)}
             else:
                 keys = self._keys_changed(kind, since)
-            self._seen[kind] = self._store.revision
             if keys:
                 found[kind] = keys
                 for key in keys:
