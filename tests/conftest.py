@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +27,9 @@ def storage(azurite: Azurite) -> str:
 
 def pytest_configure() -> None:
     rights.install()
+    # A job in the background starts with SIGINT ignored, and so would all that tests start to interrupt it.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionfinish() -> None:

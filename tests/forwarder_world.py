@@ -27,7 +27,7 @@ INGRESSES = kinds.named("ingresses", "networking.k8s.io")
 SLICES = kinds.named("endpointslices", "discovery.k8s.io")
 SECRETS = kinds.named("secrets")
 
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 90.0
 """For what takes milliseconds on an idle machine."""
 
 

@@ -54,10 +54,10 @@ def pages(client: KubeClient, path: str) -> tuple[int, int]:
 def main() -> None:
     found: dict[str, float] = {"before": peak()}
     with LocalKubernetes(Clock(datetime(2026, 11, 23, 10, 0, tzinfo=UTC))) as kubernetes:
-        began = time.monotonic()
+        began = time.process_time()  # of this process alone, whatever else the machine does
         kubernetes.load(kinds.NODES, nodes(NODES))
         kubernetes.load(kinds.PODS, pods(PODS, nodes=NODES, pending=100))
-        found["load seconds"] = time.monotonic() - began
+        found["load seconds"] = time.process_time() - began
         found["loaded"] = peak()
         client = kubernetes.client()
         assert pages(client, "/api/v1/nodes") == (10, NODES)

@@ -184,7 +184,9 @@ def test_a_user_without_the_root_role_may_not_take_a_snapshot(plain: EtcdCluster
     error = failure(
         connection,
         {"ETCD_PASSWORD": "reader-password"},
-        lambda client: list(client.snapshot(plain.endpoints[0], stall_timeout=SECOND, total_timeout=SECOND)),
+        lambda client: list(
+            client.snapshot(plain.endpoints[0], stall_timeout=30 * SECOND, total_timeout=60 * SECOND)
+        ),
     )
     assert isinstance(error, ForbiddenError)
     assert "grant it the root role" in str(error)
@@ -215,24 +217,23 @@ def test_a_stream_that_stalls_is_ended_by_the_watchdog(plain: EtcdCluster) -> No
     finally:
         plain.resume(0)
     assert caught.value.code == "Stalled"
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 30  # half of what the whole stream may take
 
 
 def test_time_spent_in_the_consumer_is_no_stall(plain: EtcdCluster) -> None:
     client = plain.client()
-    stream = client.snapshot(plain.endpoints[0], stall_timeout=SECOND / 4, total_timeout=60 * SECOND)
+    stream = client.snapshot(plain.endpoints[0], stall_timeout=2 * SECOND, total_timeout=60 * SECOND)
     next(stream)
-    time.sleep(0.6)
+    time.sleep(2.5)
     assert len(list(stream)) > 100
 
 
 def test_a_stream_that_takes_too_long_altogether_is_ended(plain: EtcdCluster) -> None:
     client = plain.client()
     stream = client.snapshot(plain.endpoints[0], stall_timeout=9 * SECOND, total_timeout=SECOND / 2)
-    next(stream)
-    time.sleep(0.6)
     with pytest.raises(UnavailableError) as caught:
-        list(stream)
+        for _ in stream:
+            time.sleep(0.6)
     assert caught.value.code == "Deadline"
 
 
@@ -240,7 +241,7 @@ def test_a_member_killed_while_streaming_is_an_error_not_a_short_snapshot() -> N
     with EtcdCluster.start() as cluster:
         cluster.seed(30_000_000)
         client = cluster.client()
-        stream = client.snapshot(cluster.endpoints[0], stall_timeout=9 * SECOND, total_timeout=60 * SECOND)
+        stream = client.snapshot(cluster.endpoints[0], stall_timeout=30 * SECOND, total_timeout=60 * SECOND)
         next(stream)
         cluster.kill(0)
         with pytest.raises(UnavailableError, match=r"with [0-9]+ still to come") as caught:
@@ -286,8 +287,8 @@ def message(blob: bytes, remaining: int) -> pb.SnapshotResponse:
     return pb.SnapshotResponse(blob=blob, remaining_bytes=remaining)
 
 
-def read(client: EtcdClient) -> bytes:
-    stream = client.snapshot(client.endpoints[0], stall_timeout=SECOND / 2, total_timeout=9 * SECOND)
+def read(client: EtcdClient, stall_timeout: timedelta = 30 * SECOND) -> bytes:
+    stream = client.snapshot(client.endpoints[0], stall_timeout=stall_timeout, total_timeout=60 * SECOND)
     return b"".join(stream)
 
 
@@ -299,7 +300,7 @@ def test_empty_messages_for_ever_are_a_stall(serve: Callable[[Messages], EtcdCli
             yield message(b"", 4096)
 
     with pytest.raises(UnavailableError, match=r"no progress for") as caught:
-        read(serve(messages))
+        read(serve(messages), SECOND / 2)
     assert caught.value.code == "Stalled"
 
 

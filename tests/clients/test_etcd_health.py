@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -79,7 +80,7 @@ def test_an_observation_reads_the_listing_and_survives_its_file(three: EtcdClust
 
 def test_a_paused_member_delays_nobody_and_is_explained(three: EtcdCluster) -> None:
     follower = three.followers()[0]
-    with three.client(timeout=timedelta(seconds=1)) as client:
+    with three.client(timeout=timedelta(seconds=3)) as client:
         three.pause(follower)
         try:
             report = check(entry(three), client, now())
@@ -88,18 +89,18 @@ def test_a_paused_member_delays_nobody_and_is_explained(three: EtcdCluster) -> N
     three.wait_ready()
     assert (report.voters, report.answering_voters, report.healthy) == (3, 2, True)
     assert {f.reason for f in report.findings} == {"QuorumAtRisk", "NoAnswer"}
-    assert all(m.latency_ms < 1000 for m in report.members if not m.error)
+    assert all(m.latency_ms < 3000 for m in report.members if not m.error)
 
 
 def test_a_lost_quorum_is_critical_and_a_backup_is_still_planned() -> None:
     with EtcdCluster.start(members=3) as cluster:
-        client = cluster.client(timeout=timedelta(seconds=1))
+        client = cluster.client(timeout=timedelta(seconds=3))
         survivor = cluster.followers()[0]
         for index in {0, 1, 2} - {survivor}:
             cluster.kill(index)
-        deadline = now() + timedelta(seconds=10)
+        deadline = now() + timedelta(seconds=60)
         while cluster.status(survivor).leader and now() < deadline:
-            pass
+            time.sleep(0.05)
         report = check(entry(cluster), client, now())
         assert not report.healthy
         assert {"NoQuorum", "NoLeader", "ConnectionRefused"} == {f.reason for f in report.findings}

@@ -370,7 +370,7 @@ def test_the_process_publishes_with_workload_identity_and_ends_when_asked(
             assert identity.exchanges == 1
         finally:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0, log.read_text()
+            assert process.wait(90) == 0, log.read_text()
     written = log.read_text()
     assert "Stopped" in written
     assert (tmp_path / "token").read_text() not in written
@@ -390,7 +390,7 @@ def test_an_identity_that_entra_refuses_is_said_plainly(kubernetes: LocalKuberne
             )
         finally:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0, log.read_text()
+            assert process.wait(90) == 0, log.read_text()
     assert topic.events == []
 
 
@@ -407,7 +407,7 @@ def test_wrong_settings_end_the_process_with_one_line(
     kubernetes: LocalKubernetes, tmp_path: Path, wrong: dict[str, str], said: str
 ) -> None:
     process = start_process(process_environ(kubernetes, tmp_path, **wrong), tmp_path / "log")
-    assert process.wait(30) == 2
+    assert process.wait(90) == 2
     (line,) = (tmp_path / "log").read_text().splitlines()
     assert line.startswith("forwarder: ") and said in line
 

@@ -69,4 +69,4 @@ def test_the_image_runs_with_what_it_has(image: Image, tmp_path: Path, by: str) 
             assert topic.of("Kubekeeper.Cluster.PodUnschedulable"), log.read_text()
         finally:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0, log.read_text()
+            assert process.wait(90) == 0, log.read_text()

@@ -196,7 +196,7 @@ def test_a_reader_that_lingers_reads_at_once_what_came_meanwhile(
     since = version(client)
     with client.watch(PODS, since, seconds=60, linger=0.3) as watch:
         lines = iter(watch)
-        later = threading.Timer(0.2, put_pod, (kubernetes, "first"))  # a line that had to be waited for
+        later = threading.Timer(1.0, put_pod, (kubernetes, "first"))  # a line that had to be waited for
         later.start()
         assert read(lines, 1) == [("ADDED", "first")]
         began = time.monotonic()

@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -22,7 +22,7 @@ from sandbox.controlplane import AssetsMissingError, find_assets
 from sandbox.up import Record
 
 pytestmark = pytest.mark.azurite
-READY_SECONDS = 30 if "PYTEST_XDIST_WORKER" in os.environ else 10
+READY_SECONDS = 90 if "PYTEST_XDIST_WORKER" in os.environ else 10
 """What is promised, where nothing else runs on the machine."""
 
 
@@ -41,14 +41,20 @@ def sandbox(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     run("down", "--all")
 
 
-def foreground(tmp_path: Path) -> subprocess.Popen[str]:
-    """A world in the foreground, ready."""
+@contextmanager
+def foreground(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A world in the foreground, ready; killed at the end if it is still there."""
     command = [sys.executable, "-m", "sandbox", "up"]
     environ = {**os.environ, "TMPDIR": str(tmp_path)}
-    process = subprocess.Popen(command, cwd=tools.CHECKOUT, env=environ, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert "is up, after" in process.stdout.readline()
-    return process
+    with subprocess.Popen(
+        command, cwd=tools.CHECKOUT, env=environ, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert "is up, after" in process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
 
 
 def left_of(tmp_path: Path) -> list[str]:
@@ -120,7 +126,7 @@ def test_etcd_and_the_app_come_along(sandbox, tmp_path: Path) -> None:
 def test_a_signal_takes_the_world_down(sandbox, tmp_path: Path, number: signal.Signals) -> None:
     with foreground(tmp_path) as process:
         process.send_signal(number)
-        assert process.wait(30) == 0
+        assert process.wait(90) == 0
     assert left_of(tmp_path) == []
 
 

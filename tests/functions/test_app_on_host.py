@@ -106,7 +106,7 @@ def test_an_operation_sent_as_a_queue_message_is_carried_out(running: Running) -
         queue.create_queue()
     identity = str(uuid.uuid4())
     queue.send_message(json.dumps({"id": identity, "operation": "pause", "cluster": running.cluster}))
-    until = time.monotonic() + 30
+    until = time.monotonic() + 90
     clients = Clients({**os.environ, **running.settings})
     while (record := get_operation(clients, identity)) is None or not record.is_over:
         assert time.monotonic() < until, running.log.read_text()[-2000:]

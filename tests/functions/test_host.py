@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,7 @@ class World:
         return count
 
 
-def wait_for(condition: Callable[[], Any], within: float = 20) -> Any:
+def wait_for(condition: Callable[[], Any], within: float = 90) -> Any:
     until = time.monotonic() + within
     while not (value := condition()):
         assert time.monotonic() < until, "it did not happen in time"
@@ -130,7 +129,7 @@ def test_a_message_that_always_fails_ends_unchanged_in_the_poison_queue(shared: 
     poisoned = wait_for(lambda: _first(world.poison))
     assert poisoned.content == "fail"
     assert (poisoned.expires_on - datetime.now(UTC)) > timedelta(days=1000)
-    assert world.messages(world.queue) == 0
+    wait_for(lambda: world.messages(world.queue) == 0)  # its copy comes first
 
 
 def _first(queue: QueueClient) -> Any:
@@ -299,24 +298,24 @@ def test_a_failed_message_is_invisible_for_the_visibility_timeout(world: World) 
 def test_a_killed_host_leaves_its_message_to_another_once_its_invisibility_ends(world: World) -> None:
     world.queue.create_queue()
     world.queue.send_message("hang-once")
-    with world.host("--invisible", "3") as first, world.host("--invisible", "3") as second:
+    with world.host("--invisible", "6") as first, world.host("--invisible", "6") as second:
         taken = wait_for(lambda: world.records("work", text="hang-once"))[0]
         owner = first if taken["process"] in first.worker_process_ids() else second
         owner.kill()
         wait_for(lambda: world.records("work", text="hang-once", done=True))
     again = world.records("work", text="hang-once", dequeue_count=2)
     assert len(again) == 1
-    assert again[0]["time"] - taken["time"] >= 2.5
+    assert again[0]["time"] - taken["time"] >= 5.5
 
 
 def test_invisibility_is_renewed_while_a_function_runs(world: World) -> None:
     world.queue.create_queue()
-    world.queue.send_message("sleep 3.7")
-    with world.host("--invisible", "3"), world.host("--invisible", "3"):
-        wait_for(lambda: world.records("work", text="sleep 3.7", done=True))
+    world.queue.send_message("sleep 6.7")
+    with world.host("--invisible", "6"), world.host("--invisible", "6"):
+        wait_for(lambda: world.records("work", text="sleep 6.7", done=True))
         wait_for(lambda: world.messages(world.queue) == 0)
-    assert len(world.records("work", text="sleep 3.7", done=True)) == 1
-    assert len(world.records("work", text="sleep 3.7")) == 2
+    assert len(world.records("work", text="sleep 6.7", done=True)) == 1
+    assert len(world.records("work", text="sleep 6.7")) == 2
 
 
 def test_a_stopping_host_lets_a_running_function_finish(world: World) -> None:
@@ -346,7 +345,7 @@ def test_ctrl_c_ends_everything_quietly(world: World) -> None:
     host = world.host("--grace", "1").start()
     processes = [psutil.Process(number) for number in (host.process_id, *host.worker_process_ids())]
     assert host.interrupt() == 0
-    gone, alive = psutil.wait_procs(processes, timeout=5)
+    gone, alive = psutil.wait_procs(processes, timeout=30)
     assert (len(gone), alive) == (2, [])
     assert "Traceback" not in world.log.read_text()
 
@@ -356,7 +355,7 @@ def test_a_killed_host_takes_its_workers_and_its_azurite_along(world: World) -> 
     children = psutil.Process(host.process_id).children(recursive=True)
     assert {child.name().split()[0] for child in children} >= {"node"}
     os.kill(host.process_id, signal.SIGKILL)
-    _, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=30)
     host.kill()
     assert alive == []
 
@@ -380,8 +379,7 @@ def test_a_timer_ticks_by_its_schedule(world: World) -> None:
     with world.host(TICK_SCHEDULE="*/1 * * * * *"):
         wait_for(lambda: len(world.records("tick")) >= 3)
     times = [record["time"] for record in world.records("tick")]
-    assert all(later - earlier > 0.3 for earlier, later in pairwise(times))
-    assert times[-1] - times[0] < 3 * (len(times) - 1)
+    assert len(times) <= times[-1] - times[0] + 2, "one a second, though a busy machine may delay the first"
     assert not any(record["past_due"] for record in world.records("tick"))
 
 
@@ -409,7 +407,7 @@ def test_one_timer_ticks_on_one_of_two_hosts_and_moves_when_that_one_is_killed(w
             assert {record["process"] for record in world.records("tick")} == set(first.worker_process_ids())
             first.kill()
             ours = set(second.worker_process_ids())
-            wait_for(lambda: ours & {record["process"] for record in world.records("tick")}, within=40)
+            wait_for(lambda: ours & {record["process"] for record in world.records("tick")})
 
 
 def test_a_disabled_function_does_not_tick(world: World) -> None:

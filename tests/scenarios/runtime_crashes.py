@@ -86,7 +86,7 @@ def _recover(clients: Clients, kind: str, cluster: str, message: Message) -> Non
 
 def _deliver_again(kind: str) -> int:
     clients, queue = Clients(), _queue(kind)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while clients.queue(queue).count():
         assert time.monotonic() < deadline, "the message is never done"
         world.deliver(clients, queue)

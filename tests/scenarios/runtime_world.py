@@ -204,13 +204,11 @@ def start_worker(settings: Mapping[str, str], *arguments: str, **more: str) -> s
     )
 
 
-def _drain(seconds: str) -> int:
-    """Work the automation's queue until nothing has come for this long."""
-    clients, quiet_since = Clients(), time.monotonic()
-    while time.monotonic() - quiet_since < float(seconds):
-        if deliver(clients, AUTOMATION, timedelta(minutes=10)):  # as long as the host hides a message
-            quiet_since = time.monotonic()
-        else:
+def _drain() -> int:
+    """Work the automation's queue until it holds nothing more, hidden messages included."""
+    clients = Clients()
+    while clients.queue(AUTOMATION).count():
+        if not deliver(clients, AUTOMATION, timedelta(minutes=10)):  # as long as the host hides a message
             time.sleep(0.05)
     return 0
 

@@ -190,7 +190,7 @@ def test_a_stream_that_is_interrupted_leaves_an_outcome_and_nothing_else(
     storage: str, etcd: EtcdCluster, interrupting: Callable[..., Interrupting], hang_up: bool, said: str
 ) -> None:
     proxy = interrupting(etcd.endpoints[0], hang_up=hang_up)
-    policy = EtcdBackupPolicy(schedule="* * * * *", stall_timeout="2s")
+    policy = EtcdBackupPolicy(schedule="* * * * *", stall_timeout="30s" if hang_up else "2s")
     world = World(storage, EtcdConnection(endpoints=(proxy.url,)), policy=policy)
     with pytest.raises(RunFailedError, match=said):
         world.reconcile()

@@ -102,7 +102,7 @@ def run(tools: Etcd, command: str, *arguments: str) -> str:
 def learner_snapshot(cluster: EtcdCluster, client: EtcdClient) -> str:
     """`yes` when a learner streams the same data, `no` when it refuses to."""
     index = cluster.add_learner()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     with EtcdClient(cluster.connection(), cluster.environ, timeout=MINUTE) as every:
         while True:
             try:

@@ -97,12 +97,12 @@ def test_a_hundred_changes_in_five_seconds_are_at_most_two_writes(world: Ingress
 def test_a_single_change_is_written_within_five_seconds(world: IngressWorld) -> None:
     world.app("web", "web.example")
     world.settle()
-    before, began = world.clock.now(), time.perf_counter()
+    before, began = world.clock.now(), time.process_time()
     world.nudge()
     while not world.puts:
         world.run(0.1, step=0.1)
     waited = (world.puts[0].at - before).total_seconds()
-    assert waited + time.perf_counter() - began < 5, f"waited {waited} s, and worked the rest"
+    assert waited + time.process_time() - began < 5, f"waited {waited} s, and worked the rest"
 
 
 def refuse(world: IngressWorld, name: str, *, says_who: bool = True, times: int = 99) -> None:

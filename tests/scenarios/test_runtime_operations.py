@@ -137,7 +137,7 @@ def test_an_operation_that_meets_a_held_claim_waits_in_the_queue(
         assert record.progress == "waiting for another run of etcd-backup"
         assert world.effects(clients, "held") == []
     assert clients.queue(dispatch.QUEUE).peek() == ()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (waiting := clients.queue(dispatch.QUEUE).receive(timedelta(seconds=30))):
         assert time.monotonic() < deadline
         time.sleep(0.1)

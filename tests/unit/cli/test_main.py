@@ -130,7 +130,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert writer.stderr is not None
     assert writer.stderr.read() == b""
     writer.stderr.close()
-    assert writer.wait(20) == 1
+    assert writer.wait(90) == 1
 
 
 def test_config_check_says_valid_or_points_at_the_line(keeper: Keeper, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_colours_only_on_a_terminal() -> None:
         process = subprocess.Popen(
             [sys.executable, "-c", code], stdout=theirs, cwd=ROOT, env=kept | {"TERM": "xterm"} | environ
         )
-        process.wait(20)
+        process.wait(90)
         os.close(theirs)
         try:
             return os.read(ours, 10_000)
