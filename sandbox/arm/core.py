@@ -323,6 +323,8 @@ class Core:
         self.lag_seconds = 0.0
         """How far every read lags behind the writes."""
         self.stale: list[Stale] = []
+        self.pasts: list[tuple[datetime, str]] = []
+        """When, and of which path in lower case, a read of `stale` was answered out of the past."""
         self._closed: list[tuple[Callable[[str, str], bool], datetime]] = []
         self.settings: dict[str, Any] = {}
         """Of the providers; their modules say which."""
@@ -443,6 +445,7 @@ class Core:
             if stale.times > 0 and stale.matches(method, path):
                 stale.times -= 1
                 seconds = max(seconds, stale.seconds)
+                self.pasts.append((self.clock.now(), path.lower()))
         return self.state.as_of(_text(self.clock.now() - timedelta(seconds=seconds))) if seconds else None
 
     def _route(self, parts: list[str], method: str) -> tuple[ResourceId, str | None, str | None]:
