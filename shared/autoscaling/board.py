@@ -675,11 +675,10 @@ def merged(
 
 def bits(mask: int) -> Iterator[int]:
     """Numbers of the bits that are set, lowest first."""
-    text = bin(mask)[:1:-1]
-    at = text.find("1")
-    while at >= 0:
-        yield at
-        at = text.find("1", at + 1)
+    while mask:
+        rest = mask & (mask - 1)
+        yield (mask ^ rest).bit_length() - 1
+        mask = rest
 
 
 # Labels and taints

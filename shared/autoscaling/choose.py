@@ -9,7 +9,8 @@ from shared.autoscaling.board import Group
 from shared.autoscaling.pack import UNPRICED, Choice, Offer, Packer
 from shared.autoscaling.policy import AutoscalingPolicy
 
-Key = Callable[[Offer, Group, int], tuple[float, ...]]
+Measure = Callable[[Offer, Group, int], float]
+"""Less is better: an offer, for the group and so many of its pods."""
 
 
 def ways(policy: AutoscalingPolicy, offers: Sequence[Offer]) -> list[Choice]:
@@ -32,24 +33,31 @@ def prices_decide(policy: AutoscalingPolicy, offers: Sequence[Offer]) -> bool:
     return others[:1] == ["price"] and fallback and all(offer.price is not None for offer in usable)
 
 
-def _choice(policy: AutoscalingPolicy, measure: Key) -> Choice:
+def _choice(policy: AutoscalingPolicy, price: Measure) -> Choice:
+    measures = {"priority": _rank, "price": price, "least-waste": _waste, "least-nodes": _nodes}
+
     def choose(packer: Packer, group: Group, usable: Sequence[Offer]) -> Offer | None:
         count = packer.remaining[group.key]
         candidates = [offer for offer in usable if packer.takes(offer, group)]
         if not policy.scale_up.spot_fallback and _waits_for_spot(packer, group):
             candidates = [offer for offer in candidates if offer.pool.is_spot]
-        priced = all(offer.price is not None for offer in candidates)
-
-        def key(offer: Offer) -> tuple[object, ...]:
-            return (
-                *_strategies(policy, offer, group, count, measure, priced=priced),
-                (offer.size + offer.planned) if policy.scale_up.balance else 0,
-                offer.pool.id,
-            )
-
-        return min(candidates, key=key, default=None)
+        unpriced = any(offer.price is None for offer in candidates)
+        for name in policy.scale_up.strategy:
+            if name == "price" and unpriced:
+                continue
+            if len(candidates) > 1:
+                candidates = _least(candidates, [measures[name](one, group, count) for one in candidates])
+        if policy.scale_up.balance:
+            candidates = _least(candidates, [offer.size + offer.planned for offer in candidates])
+        return min(candidates, key=lambda offer: offer.pool.id, default=None)
 
     return choose
+
+
+def _least(offers: Sequence[Offer], values: Sequence[float]) -> list[Offer]:
+    """Those with the least value."""
+    least = min(values, default=0.0)
+    return [offer for offer, value in zip(offers, values, strict=True) if value == least]
 
 
 def _waits_for_spot(packer: Packer, group: Group) -> bool:
@@ -60,20 +68,13 @@ def _waits_for_spot(packer: Packer, group: Group) -> bool:
     )
 
 
-def _strategies(
-    policy: AutoscalingPolicy, offer: Offer, group: Group, count: int, measure: Key, *, priced: bool
-) -> tuple[float, ...]:
-    found: list[float] = []
-    for name in policy.scale_up.strategy:
-        if name == "priority":
-            found.append(-offer.priority)
-        elif name == "price" and priced:
-            found += measure(offer, group, count)
-        elif name == "least-waste":
-            found.append(_waste(offer, group, count))
-        elif name == "least-nodes":
-            found.append(math.ceil(count / per_node(offer, group)))
-    return tuple(found)
+def _rank(offer: Offer, _group: Group, _count: int) -> float:
+    return -offer.priority
+
+
+def _nodes(offer: Offer, group: Group, count: int) -> float:
+    """Nodes that the group by itself takes."""
+    return math.ceil(count / per_node(offer, group))
 
 
 def per_node(offer: Offer, group: Group) -> int:
@@ -83,16 +84,16 @@ def per_node(offer: Offer, group: Group) -> int:
     return max(1, min([*counts, free.get("pods", 1)]))
 
 
-def _share(offer: Offer, group: Group, _count: int) -> tuple[float, ...]:
+def _share(offer: Offer, group: Group, _count: int) -> float:
     """Cost of the part of a node that one pod takes: the rest will be used by others."""
     free = offer.template.node.allocatable
     part = max((a / free[name] for name, a in group.requests.items() if free.get(name)), default=0.0)
-    return (cost_of(offer) * max(part, 1 / max(free.get("pods", 1), 1)),)
+    return cost_of(offer) * max(part, 1 / max(free.get("pods", 1), 1))
 
 
-def _whole(offer: Offer, group: Group, count: int) -> tuple[float, ...]:
+def _whole(offer: Offer, group: Group, count: int) -> float:
     """Cost of as many whole nodes as the group by itself takes."""
-    return (cost_of(offer) * math.ceil(count / per_node(offer, group)),)
+    return cost_of(offer) * _nodes(offer, group, count)
 
 
 def _waste(offer: Offer, group: Group, count: int) -> float:

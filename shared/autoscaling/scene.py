@@ -294,10 +294,8 @@ def _add_headroom(scene: Scene) -> None:
 
 def _set_board(scene: Scene) -> None:
     scene.board = Board(scene.shapes, scene.kubernetes.namespaces)
-    movable = [group_of(scene, shape, 0) for shape in range(len(scene.kubernetes.shapes))]
     known = {group.key: group for group in scene.groups}
-    everything = [known.get(group.key, group) for group in movable]
-    everything += [group for group in scene.groups if group.key >= len(movable)]
+    everything = [known.get(shape) or group_of(scene, shape, 0) for shape in range(len(scene.shapes))]
     scene.board.prepare(everything, _rows(scene, everything))
 
 
