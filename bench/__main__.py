@@ -1,4 +1,5 @@
 """`python -m bench [NAME]`: one JSON line per figure, progress on stderr; NAME may be the start of a name.
+In the end, on stderr, one line for each goal that is not met, with the figure and why.
 
 `BENCH_SIZE` (such as 256MiB) replaces the 1 GiB database of etcd for a quick run; goals are meant for 1 GiB.
 Exit code 1 when a goal is not met, 2 for a name that no figure has.
@@ -49,7 +50,11 @@ def main(arguments: list[str]) -> int:
     if not printed:
         print(f"bench: no figure is called '{only}'; run without a name to see them all", file=sys.stderr)
         return 2
-    return 0 if all(figure.met for figure in printed) else 1
+    missed = [figure for figure in printed if not figure.met]
+    for one in missed:
+        why = f": {one.why}" if one.why else ""
+        print(f"not met: {one.name}, {one.value:g} {one.unit}, goal {one.goal}{why}", file=sys.stderr)
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":
