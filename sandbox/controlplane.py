@@ -109,11 +109,11 @@ class ControlPlane:
         plane = cls(assets, root, owns_directory=directory is None)
         try:
             plane._boot(apiserver_arguments)
+            plane._wait(plane._is_ready, "kube-apiserver")  # the controllers would not wait for long
             if controllers:
                 plane._start_controllers(node_grace_period, controller_arguments)
             if scheduler:
                 plane._start_scheduler(scheduler_options or {})
-            plane._wait(plane._is_ready, "kube-apiserver")
             if controllers:
                 plane._wait(plane._has_default_account, "kube-controller-manager")
         except BaseException:

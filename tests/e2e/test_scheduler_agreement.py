@@ -58,7 +58,7 @@ CLUSTERS = {"": 20, "full": 1000}.get(SWEEP) or int(SWEEP)
 FIRST = int(os.environ.get("KUBEKEEPER_SEED", "1"))
 PROMISED = ("NewNode", "NodeOnItsWay", "FitsExistingNode")
 PATIENCE_SECONDS = 12.0
-"""For all pods of a cluster to be bound or refused; the scheduler tries again within a second or two."""
+"""Without one more pod bound, or volume made; the scheduler tries again within a second or two."""
 BY_ITSELF_EVERY = 5
 QUIET_SECONDS = 1.5
 """Without a change, the scheduler by itself has done what it can: it tries pods again after a second."""
@@ -178,11 +178,14 @@ class Cluster:
         """Wait until it is as promised for each of them; or all are bound or refused, and nothing has changed
         for so long.
         """
-        deadline, changed, before = time.monotonic() + PATIENCE_SECONDS, time.monotonic(), None
-        while time.monotonic() < deadline:
+        moved = changed = time.monotonic()
+        before: dict[str, str] = {}
+        while time.monotonic() - moved < PATIENCE_SECONDS:
             pods = self._read()
             waits = {s: _refusal(pods[s]) for s in subjects if not pods[s]["spec"].get("nodeName")}
             made = self._provision()
+            if waits.keys() != before.keys() or made:
+                moved = time.monotonic()
             if waits != before or made:
                 before, changed = waits, time.monotonic()
             elif all(waits.values()) and (
@@ -328,8 +331,10 @@ def client() -> Iterator[KubeClient]:
             except KubeError as error:
                 if error.reason != "AlreadyExists":
                     raise
-        for name, value in PRIORITIES.items():
-            document = {"metadata": {"name": name}, "value": value, "preemptionPolicy": "Never"}
+        # A plan never counts on one pod giving way to another, not even to one without a class.
+        for name, value in {**PRIORITIES, "ordinary": 0}.items():
+            document: Document = {"metadata": {"name": name}, "value": value, "preemptionPolicy": "Never"}
+            document["globalDefault"] = name == "ordinary"
             client.create("/apis/scheduling.k8s.io/v1/priorityclasses", document)
         runtime = {"metadata": {"name": RUNTIME}, "handler": RUNTIME, "overhead": {"podFixed": OVERHEAD}}
         client.create("/apis/node.k8s.io/v1/runtimeclasses", runtime)
