@@ -14,6 +14,9 @@ RIGHTS  = PYTHONPATH=.:tests $(PY) tests/rights.py
 # Microsoft's own runtime package needs Python 3.13: where there is one, the app is tested under it too.
 RUNTIME = $(if $(filter-out $(PYTHON),$(shell sh sandbox/find-python 3.13)),.venv-3.13/done)
 
+# Tests start hundreds of Pythons: each would compile what it imports where the environment forbids to keep that.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: rights package supply-chain all setup demo start test format bench e2e lock clean \
     check check-format check-lint check-types check-imports check-repository check-docs docs
 

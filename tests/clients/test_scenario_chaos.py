@@ -10,6 +10,8 @@ from sandbox.arm.core import ArmError, Latencies
 from sandbox.kube import kinds
 from sandbox.scenario import PodView, World
 
+pytestmark = pytest.mark.no_cover
+
 STEPS = 40
 SETTLED_SECONDS = 2400
 """Backoff of attachers (300 s), forced detaches (360 s), caches (600 s), one after another."""

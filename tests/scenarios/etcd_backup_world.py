@@ -1,12 +1,16 @@
 """A world for the scenarios of etcd backups: a real etcd, a real Azurite, the real pass of the automation.
 
 `World.reconcile()` runs one pass as the queue function would, at a time the test chooses. Run as a program
-(`python etcd_backup_world.py STEP ...`) it runs one pass that dies at the given I/O step.
+it runs passes that die after each of their writes.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
+import threading
+import traceback
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -144,11 +148,8 @@ DIED = 43
 WRITES = ("stage_block", "commit_blocks", "create", "replace", "delete", "acquire_lease", "release_lease")
 
 
-def die_after(step: int, trace: Path) -> None:
-    """Let this process end, without any clean-up, right after its n-th write to the store."""
-    import os
-    import threading
-
+def die_after(step: int) -> None:
+    """Let this process end, without any clean-up, right after its n-th write to the store; prints which."""
     lock, count = threading.Lock(), 0
 
     def counting(name: str) -> Callable[..., Any]:
@@ -160,7 +161,7 @@ def die_after(step: int, trace: Path) -> None:
             with lock:
                 count += 1
                 if count == step:
-                    trace.write_text(name)
+                    print(name, flush=True)
                     os._exit(DIED)
             return result
 
@@ -170,12 +171,29 @@ def die_after(step: int, trace: Path) -> None:
         setattr(BlobStore, name, counting(name))
 
 
-def main(step: int, trace: Path) -> None:
-    """One pass of the world described on stdin, which dies after write `step`."""
-    world = World.decode(sys.stdin.read())
-    die_after(step, trace)
-    world.reconcile()
+def main() -> None:
+    """One pass of each world on stdin (a line each), which dies after write 1, 2, 3, ...
+
+    Each is a process of its own, forked when all is imported. Prints after which write it died; the first
+    pass that comes to its end is the last one, and its line is empty.
+    """
+    for name in ("azure.storage.blob", "grpc", "shared.clients.etcd", "zstandard"):
+        importlib.import_module(name)
+    for step, line in enumerate(sys.stdin, 1):
+        child = os.fork()
+        if child == 0:
+            try:
+                die_after(step)
+                World.decode(line).reconcile()
+            except BaseException:  # noqa: BLE001 - a child must never return into the parent's code
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code != DIED:
+            print(flush=True)
+            sys.exit(code)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main()

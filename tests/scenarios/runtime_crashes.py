@@ -152,6 +152,7 @@ def _warm_up() -> None:
     import azure.storage.queue  # noqa: F401
 
     clients = Clients()
+    clients.settings()
     clients.blobs(world.EFFECTS).ensure()
     clients.blobs("kubekeeper").ensure()
     clients.queue(world.AUTOMATION).ensure()

@@ -18,6 +18,8 @@ import pytest
 from sandbox.scenario import World
 from tests.scenarios.autoscaling_world import SIZE, WholeApp
 
+pytestmark = pytest.mark.no_cover
+
 IS_SWEEP = os.environ.get("KUBEKEEPER_SWEEP") == "full"
 HOURS = 24 if IS_SWEEP else 2
 POOLS = 10

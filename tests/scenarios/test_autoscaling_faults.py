@@ -21,6 +21,8 @@ from sandbox.scenario import World
 from tests.clients.test_autoscaling_pools import add_availability_set
 from tests.scenarios.autoscaling_world import SIZE, WholeApp
 
+pytestmark = pytest.mark.no_cover
+
 SCHEDULES = 2000 if os.environ.get("KUBEKEEPER_SWEEP") == "full" else 30
 PER_WORKER = 10
 """Schedules of one test case: small enough to be told apart, big enough not to be drowned in reports."""

@@ -17,6 +17,8 @@ from sandbox.arm.state import Resource
 from sandbox.asgi import Fault, on
 from sandbox.scenario import World
 
+pytestmark = pytest.mark.no_cover
+
 IS_FULL = os.environ.get("KUBEKEEPER_SWEEP") == "full"
 REQUESTS = 70
 """More than a pass makes; every third request by default, a different third for each pass."""

@@ -32,6 +32,8 @@ from sandbox.scenario import World, disk_name
 from shared.disk_release.cases import machine_name
 from shared.model.disk import OWNER_ANNOTATION
 
+pytestmark = pytest.mark.no_cover
+
 TROUBLE, PEACE = 900.0, 2100.0
 """Seconds of trouble, and of the peace in which everything that can be freed has to be."""
 REST, STILL = 180.0, 960.0

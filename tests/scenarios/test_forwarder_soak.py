@@ -46,6 +46,8 @@ from shared.errors import UnavailableError
 from shared.forwarder.clock import Clock
 from shared.forwarder.gather import Message, Pace
 
+pytestmark = pytest.mark.no_cover
+
 SPEED = 20.0
 FULL = os.environ.get("KUBEKEEPER_SWEEP") == "full"
 HOUR = 3600.0

@@ -29,6 +29,8 @@ from shared.runtime.event import accept, incoming
 from shared.runtime.message import Received
 from shared.work import work_off
 
+pytestmark = pytest.mark.no_cover
+
 PAYLOADS = 50_000 if os.environ.get("KUBEKEEPER_SWEEP") == "full" else 1_500
 NOW = datetime(2026, 11, 25, 10, tzinfo=UTC)
 # A cluster that no automation looks after: what is accepted is recorded, and changes nothing anywhere.

@@ -18,6 +18,8 @@ from ingress_sync_world import INGRESSES, IngressWorld, Servers, hosts, targets
 from sandbox.arm.core import Ending
 from sandbox.asgi import Fault, on
 
+pytestmark = pytest.mark.no_cover
+
 IS_FULL = os.environ.get("KUBEKEEPER_SWEEP") == "full"
 SEEDS = 2000 if IS_FULL else 80
 BATCHES = 8

@@ -21,6 +21,8 @@ from shared.runtime.operation import OperationRecord
 from tests.clients.test_autoscaling_pools import add_availability_set
 from tests.scenarios.autoscaling_world import SIZE, WholeApp
 
+pytestmark = pytest.mark.no_cover
+
 SWEEP = os.environ.get("KUBEKEEPER_SWEEP", "")
 DEATHS = {"": 4, "full": 1_000_000}.get(SWEEP) or int(SWEEP)
 """Of each kind of pool, at steps that are equally far apart."""

@@ -30,6 +30,8 @@ from tests.unit.disk_release.model import (
     swapped_slots,
 )
 
+pytestmark = pytest.mark.no_cover
+
 FULL = os.environ.get("KUBEKEEPER_SWEEP") == "full"
 SLICE = 400_000 if FULL else 10_000
 FENCED_DETACH = ORDERS.index((ActionKind.DETACH_DISK, "fenced"))

@@ -217,6 +217,7 @@ ALWAYS: list[Damage] = [
 """How often each kind of damage is drawn; `wrong_parent` needs a chain and `wrong_key` a key."""
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("key", [None, bytes(range(32))], ids=["clear", "encrypted"])
 @pytest.mark.parametrize("links", [LINKS[:1], LINKS], ids=["full", "chain"])
 def test_every_damage_is_caught_and_its_place_named(

@@ -139,6 +139,7 @@ def foreign_bytes(document: Document, ours: frozenset[str]) -> bytes:
     return msgspec.json.encode(found)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("block", range(10))
 def test_parts_of_others_in_every_collection_stay_byte_identical(block: int) -> None:
     written = 0

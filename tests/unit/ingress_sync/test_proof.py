@@ -12,6 +12,8 @@ from ingress_generator import behind, ingresses
 from shared.ingress_sync.proof import DEVIATIONS, prove
 from shared.model.plan import ActionKind
 
+pytestmark = pytest.mark.no_cover
+
 SETS = 5_000 if os.environ.get("KUBEKEEPER_SWEEP") == "full" else 300
 CERTIFICATE = {"name": "theirs", "properties": {"publicCertData": "x"}}
 

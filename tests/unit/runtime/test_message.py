@@ -123,6 +123,7 @@ NAMES = (
 NEARLY = st.fixed_dictionaries({}, optional=dict.fromkeys(NAMES, JSON))
 
 
+@pytest.mark.no_cover
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the first draw imports much
 @given(NEARLY)
 def test_no_document_whatever_crashes_the_reader(document) -> None:
