@@ -30,7 +30,6 @@ from shared.bootstrap import Clients
 from shared.disk_release import observe
 from shared.disk_release.invariants import Moment
 from shared.errors import AutomationError
-from shared.model.plan import ActionKind
 from shared.operations import dispatch
 from shared.runtime.message import Nudge, Received
 from shared.runtime.nudge import fan_out, send_nudge
@@ -117,7 +116,7 @@ class Hand:
 
 LASTING = timedelta(minutes=10)
 """How long after a write what it has set going may take."""
-GOING_DOWN = ("the VM does not run", "somebody else changes the VM")
+UNSEEN = ("the VM does not run", "somebody else changes the VM")
 
 
 class Watched:
@@ -338,19 +337,19 @@ class Keeper:
     def broken_invariants(self) -> list[str]:
         """Of I1 to I21 and L1 to L5, over all that the app did; and disks it had a hand in corrupting.
 
-        Where Azure answered out of the past, no evidence can show what others have begun meanwhile. To power
-        off a machine that is going down already is excused then, and nothing else.
+        Where Azure answered out of the past, no evidence can show what others have begun meanwhile. A write
+        beside theirs, which Azure itself keeps apart, is excused then, and so is to power off a machine that
+        is going down already; nothing else is.
         """
         misled = {moment.title for moment in self.witness.moments if self._was_told_the_past(moment)}
         found = self.witness.violations(str(found) for found in self.own_corruptions())
-        return [line for line in found if not (line.endswith(GOING_DOWN) and line.split(": ")[1] in misled)]
+        return [line for line in found if not (line.endswith(UNSEEN) and line.split(": ")[1] in misled)]
 
     def _was_told_the_past(self, moment: Moment) -> bool:
-        """Of the machine that it powered off, as lately as evidence may be."""
+        """Of the machine that it wrote to, as lately as evidence may be."""
         vm, oldest = moment.action.parameters["vm"].lower(), moment.at - moment.policy.limits.freshness
         pasts = self.world.arm.core.pasts
-        is_fence = moment.kind is ActionKind.POWER_OFF_VM
-        return is_fence and any(path == vm and oldest <= at <= moment.at for at, path in pasts)
+        return any(path == vm and oldest <= at <= moment.at for at, path in pasts)
 
     def own_corruptions(self) -> list[Corruption]:
         """Damage in which the app had a hand; the rest is others' own."""

@@ -71,8 +71,9 @@ def _of_cases(observation: Observation) -> Iterator[Seen]:
         if case.disk.value is not None and case.disk.read_at is not None:
             is_free = not case.is_owned and (bool(case.vm) or not case.disk.value.owners)
             yield states.unowned(case.disk_id, case.vm), case.disk.read_at, is_free
-        if case.vm and (not case.node_name or states.gone_node(key(case.vm)) in observation.state.seen):
-            yield states.gone_node(key(case.vm)), observation.now, not case.node_name
+        is_nodeless = bool(case.vm) and key(case.vm) not in observation.node_of_machine
+        if is_nodeless or states.gone_node(key(case.vm)) in observation.state.seen:
+            yield states.gone_node(key(case.vm)), observation.now, is_nodeless
         if case.attachment is not None:
             yield states.unclaimed(case.attachment.name), observation.now, _is_unclaimed(case)
 

@@ -31,7 +31,16 @@ from shared.disk_release.rules import (
     why_attacher_cannot,
 )
 from shared.disk_release.state import ArmWrite, Release, WriteState
-from shared.model.disk import Attachment, Disk, Machine, Node, is_disk_id, is_machine_id, key
+from shared.model.disk import (
+    Attachment,
+    Disk,
+    Machine,
+    Node,
+    is_disk_id,
+    is_machine_id,
+    is_uniform_instance,
+    key,
+)
 from shared.model.plan import ActionKind
 
 LINGER = timedelta(minutes=5)
@@ -607,10 +616,14 @@ def _alive(look: _Look) -> _Answer:
 
 def _repair(look: _Look, situation: str) -> _Answer:
     message = f"VM {look.vm_name} is in failed state and takes no change of disks: {look.machine.failure}"
+    message = message.rstrip(": ")
+    if is_uniform_instance(look.case.vm):
+        advice = "drain the node and have the instance replaced: Azure cannot reapply one of a uniform set"
+        return look.report(situation, "VmFailed", message, advice)
     if look.policy.repair and not (look.release and look.release.last(ActionKind.REAPPLY_VM)):
-        return look.act(Kind.REPAIR_VM, situation, "VmFailed", message.rstrip(": "), ActionKind.REAPPLY_VM)
+        return look.act(Kind.REPAIR_VM, situation, "VmFailed", message, ActionKind.REAPPLY_VM)
     command = f"az vm reapply --ids {look.case.vm}, or set diskRelease.repair"
-    return look.report(situation, "VmFailed", message.rstrip(": "), command)
+    return look.report(situation, "VmFailed", message, command)
 
 
 def _zombie(look: _Look) -> _Answer:

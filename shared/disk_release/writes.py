@@ -12,8 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shared.errors import UnsafePlanError
-from shared.model.disk import ATTACHER_FINALIZER, OUT_OF_SERVICE, OWNER_ANNOTATION
-from shared.model.resource_id import parse_resource_id
+from shared.model.disk import ATTACHER_FINALIZER, OUT_OF_SERVICE, OWNER_ANNOTATION, is_uniform_instance
 
 if TYPE_CHECKING:
     from shared.clients.arm import Begun
@@ -108,7 +107,7 @@ def detach_disks(azure: Azure, vm: str, disks: Sequence[str], *, force: bool) ->
 
 def reapply(azure: Azure, vm: str) -> Begun:
     """Let Azure bring a machine in failed state in line with its model; nothing of the model changes."""
-    if parse_resource_id(vm).types[0].lower() == "virtualmachinescalesets":
+    if is_uniform_instance(vm):
         raise UnsafePlanError(
             f"'{vm}' is an instance of a uniform scale set, which Azure cannot reapply alone; "
             "reapply the set, or have the instance replaced"

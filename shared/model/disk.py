@@ -53,6 +53,11 @@ def is_machine_id(text: str) -> bool:
     return parsed is not None and parsed.type.lower() in MACHINE_TYPES
 
 
+def is_uniform_instance(machine: str) -> bool:
+    """Whether a machine's id is that of an instance of a uniform scale set."""
+    return "/virtualmachinescalesets/" in key(machine)
+
+
 @lru_cache(maxsize=65536)
 def is_disk_id(text: str) -> bool:
     parsed = _parsed(text)

@@ -653,17 +653,29 @@ def test_a_list_is_enough_to_fence() -> None:
     assert only(scene).kind is ActionKind.POWER_OFF_VM
 
 
-def test_an_instance_of_a_scale_set_is_a_vm_like_any_other() -> None:
-    instance = vm("x").replace("virtualMachines/x", "virtualMachineScaleSets/pool/virtualMachines/7")
-    scene = dead().node("a", provider_id=f"azure://{instance}")
+INSTANCE = vm("x").replace("virtualMachines/x", "virtualMachineScaleSets/pool/virtualMachines/7")
+
+
+def as_instance(scene: Scene) -> Scene:
+    """Node a is an instance of a uniform scale set."""
+    scene.node("a", provider_id=f"azure://{INSTANCE}")
     machine = scene.machines.pop(key(vm("a"))).value
-    scene.machines[key(instance)] = Fact(Known.KNOWN, NOW, msgspec.structs.replace(machine, id=instance))
-    scene.disk("d1", managed_by=instance)
+    scene.machines[key(INSTANCE)] = Fact(Known.KNOWN, NOW, msgspec.structs.replace(machine, id=INSTANCE))
+    return scene.disk("d1", managed_by=INSTANCE)
 
-    action = only(scene)
 
-    assert action.target == instance
+def test_an_instance_of_a_scale_set_is_a_vm_like_any_other() -> None:
+    action = only(as_instance(dead()))
+
+    assert action.target == INSTANCE
     assert "pool/7" in action.message
+
+
+def test_an_instance_in_failed_state_is_reported_even_where_repair_is_allowed() -> None:
+    scene = with_policy(as_instance(zombie().machine("a", provisioning="Failed")), repair=True)
+
+    assert plan(scene).actions == ()
+    assert "have the instance replaced" in left(scene)["VmFailed"]
 
 
 def test_a_stale_read_carries_no_write() -> None:
