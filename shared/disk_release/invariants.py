@@ -608,7 +608,7 @@ def released_in_time(trace: Trace) -> Iterator[str]:
 @invariant("L2")
 def not_twice(trace: Trace) -> Iterator[str]:
     """A release that was begun and did not free the disk, so that its owner has not changed, is none."""
-    last: dict[tuple[str, str], tuple[int, datetime]] = {}
+    last: dict[tuple[str, str, str], tuple[int, datetime]] = {}
     for moment in trace.moments:
         begins = moment.kind is ActionKind.POWER_OFF_VM or moment.ground == Ground.IDLE
         if moment.kind is ActionKind.DELETE_VOLUME_ATTACHMENT and moment.scene.attachment is not None:
@@ -621,13 +621,14 @@ def not_twice(trace: Trace) -> Iterator[str]:
         noted = {(d.disk, d.vm): d.at for d in moment.seen.state.done if moment.at - d.at < window}
         for case in moment.scene.cases:
             pair = (key(case.disk_id), key(moment.scene.vm))
-            before = last.get(pair)
+            mine = (*pair, str(moment.action.parameters["vmId"]))  # a new machine of that name is another one
+            before = last.get(mine)
             changed = case.disk.value.owner_changed_at if case.disk.value else None
             is_again = before is not None and before[0] != epoch and moment.at - before[1] < window
             was_freed = before is not None and (changed is None or changed > before[1])
             if pair in noted or (is_again and was_freed):
                 yield f"{moment.title}: {case.name} was released a short time ago"
-            last[pair] = (epoch, moment.at)
+            last[mine] = (epoch, moment.at)
 
 
 @invariant("L3")

@@ -201,7 +201,7 @@ class Story:
         for name in self.world.nodes():
             node = self.world.node(name)
             is_ours = OWNER_ANNOTATION in (node.document["metadata"].get("annotations") or {})
-            has_release = name in {r["node"] for r in self.app.state.get("releases", {}).values()}
+            has_release = name in {r.get("node") for r in self.app.state.get("releases", {}).values()}
             if has_release and not node.is_ready:
                 continue
             if is_ours and OUT_OF_SERVICE in node.taints and (node.is_ready or name not in held):
