@@ -21,6 +21,8 @@ RUNTIME = "heavy"
 OVERHEAD = {"cpu": "50m", "memory": "32Mi"}
 APPS = ("web", "db", "cache", "batch")
 DAEMON = {"cpu": "100m", "memory": "64Mi"}
+WITH_MORE = 1_001
+"""From this seed on some pods that wait are gated, and some that run are being deleted."""
 Document = dict[str, Any]
 
 
@@ -32,7 +34,7 @@ def generate(seed: int) -> Case:
 class _Generator:
     def __init__(self, seed: int) -> None:
         self.seed, self.random = seed, Random(seed)
-        self._claims = 0
+        self._claims, self._has_more = 0, seed >= WITH_MORE
         self.made = Case()
         self.made.policy["scaleUp"] = {"strategy": ["least-waste"]}
         if self.random.random() < 0.25:
@@ -147,6 +149,8 @@ class _Generator:
             document["spec"]["affinity"] = {"podAntiAffinity": _required(self._term(document, HOST))}
         if self.random.random() < 0.1:
             document["spec"]["containers"][0]["ports"] = [self._port()]
+        if self._has_more and self.random.random() < 0.15:
+            document["metadata"]["deletionTimestamp"] = stamp()
         document["spec"]["nodeName"] = node
         document["status"] = {"phase": "Running"}
         self.made.pods.append(document)
@@ -181,6 +185,8 @@ class _Generator:
             if claim:
                 name = shared or self._claim(meta["namespace"], claim)
                 spec["volumes"] = _using(name)
+            if self._has_more and self.random.random() < 0.1:
+                spec["schedulingGates"] = [{"name": "example.com/quota"}]
             self.made.pods.append({"metadata": meta, "spec": spec, "status": {"phase": "Pending"}})
 
     def _pod(self, name: str, namespace: str) -> Document:
