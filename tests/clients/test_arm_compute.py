@@ -26,6 +26,8 @@ from sandbox.arm.core import ArmError, Ending, Latencies
 from sandbox.asgi import Fault, on
 from sandbox.clock import Clock
 
+pytestmark = pytest.mark.no_cover
+
 GROUP = LocalArm.group
 FORCE = {"detachOption": "ForceDetach"}
 

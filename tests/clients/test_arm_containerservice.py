@@ -21,6 +21,8 @@ from sandbox.arm.core import Ending, merged
 from sandbox.clock import Clock
 from shared.model.resource_id import parse_resource_id
 
+pytestmark = pytest.mark.no_cover
+
 GROUP = LocalArm.group
 NODES = f"MC_{GROUP}_prod_westeurope"
 

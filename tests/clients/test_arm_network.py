@@ -19,6 +19,8 @@ from sandbox.arm import LocalArm
 from sandbox.arm.core import Ending
 from sandbox.clock import Clock
 
+pytestmark = pytest.mark.no_cover
+
 GROUP = LocalArm.group
 Change = Callable[[dict[str, Any]], Any]
 WAF = "Microsoft.Network/applicationGatewayWebApplicationFirewallPolicies"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+from functools import cache
 
 import pytest
 
@@ -37,20 +38,19 @@ SLICE = 400_000 if FULL else 10_000
 FENCED_DETACH = ORDERS.index((ActionKind.DETACH_DISK, "fenced"))
 
 
-@pytest.fixture(scope="module")
+@cache  # not a fixture: those are traced whatever the mark says
 def explored() -> Checker:
     checker = Checker(faults=2 if FULL else 1, limit=SLICE)
     checker.explore()
     return checker
 
 
-def test_no_interleaving_corrupts_a_disk_or_breaks_an_invariant(
-    explored: Checker, capsys: pytest.CaptureFixture[str]
-) -> None:
-    said(explored, "a slice, breadth first", capsys)
+def test_no_interleaving_corrupts_a_disk_or_breaks_an_invariant(capsys: pytest.CaptureFixture[str]) -> None:
+    checker = explored()
+    said(checker, "a slice, breadth first", capsys)
 
-    assert explored.found == [], "\n".join(explored.story(canonical(explored.found[0][1])))
-    assert len(explored.parents) >= SLICE
+    assert checker.found == [], "\n".join(checker.story(canonical(checker.found[0][1])))
+    assert len(checker.parents) >= SLICE
 
 
 def said(checker: Checker, what: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,10 +73,10 @@ def test_no_single_fault_corrupts_a_disk_or_keeps_it(capsys: pytest.CaptureFixtu
     assert [line for world in worlds if (line := settles(quiet, world))] == []
 
 
-def test_from_every_state_on_all_comes_to_a_good_end_once_there_are_no_more_faults(explored: Checker) -> None:
+def test_from_every_state_on_all_comes_to_a_good_end_once_there_are_no_more_faults() -> None:
     """Both pods run where their disk is mounted, or it is reported why not; and no taint of ours stays."""
     checker = Checker(faults=0)
-    worlds = {world._replace(faults=0) for world in explored.parents}
+    worlds = {world._replace(faults=0) for world in explored().parents}
     bad = [line for world in worlds if (line := settles(checker, world))]
 
     assert bad == []
