@@ -209,7 +209,7 @@ def _drain() -> int:
     clients = Clients()
     while clients.queue(AUTOMATION).count():
         if not deliver(clients, AUTOMATION, timedelta(minutes=10)):  # as long as the host hides a message
-            time.sleep(0.05)
+            time.sleep(0.3)
     return 0
 
 

@@ -86,7 +86,7 @@ def _start_holders(scene: Scene, directory: Path) -> None:
         assert scene.clients.claims.acquire(cluster, world.AUTOMATION) is None, "the lease still stands"
 
 
-def _until(condition: Callable[[], Any], what: str, seconds: float = 120) -> None:
+def _until(condition: Callable[[], Any], what: str, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited too long for {what}"
@@ -110,7 +110,7 @@ def _take_over(scene: Scene, cluster: str) -> Claim:
 
 def _wake(scene: Scene, what: str) -> int:
     os.kill(scene.processes[what].pid, signal.SIGCONT)
-    return scene.processes[what].wait(120)
+    return scene.processes[what].wait(240)
 
 
 def test_a_paused_holder_that_wakes_up_late_does_not_create_its_blob(scene: Scene) -> None:
@@ -157,7 +157,7 @@ def test_a_paused_holder_notices_at_its_next_check(scene: Scene) -> None:
 def test_a_holder_killed_in_its_pass_is_replaced_after_its_lease_and_the_work_done_once(scene: Scene) -> None:
     send_nudge(scene.clients, Nudge(cluster="killed", automation=world.AUTOMATION, reason="Tick"))
     worker = world.start_worker(scene.settings, "once", world.AUTOMATION, PROBE_TRACE=str(scene.trace))
-    assert worker.wait(120) == 0
+    assert worker.wait(240) == 0
     assert len(world.effects(scene.clients, "killed")) == 1
     assert scene.clients.claims.state("killed", world.AUTOMATION).epoch == 2
     words = [line.split()[1:4:2] for line in scene.trace.read_text().splitlines()]
@@ -213,7 +213,7 @@ def test_500_nudges_during_a_pass_cause_exactly_one_more(scene: Scene, tmp_path:
     others = [world.start_worker(scene.settings, "drain", **more) for _ in range(2)]
     _until(lambda: scene.clients.queue(world.AUTOMATION).count() <= 1, "the burst to be taken off")
     hold.unlink()
-    assert [process.wait(120) for process in (first, *others)] == [0, 0, 0]
+    assert [process.wait(240) for process in (first, *others)] == [0, 0, 0]
     assert [line.split()[3] for line in trace.read_text().splitlines()] == ["begin", "end"] * 2
     assert len(world.effects(scene.clients, "busy")) == 1
     state = scene.clients.claims.state("busy", world.AUTOMATION)
@@ -227,7 +227,7 @@ def test_200_nudges_that_lie_in_the_queue_cause_at_most_two_passes(scene: Scene,
     nudge = Nudge(cluster="burst", automation=world.AUTOMATION, reason="Test")
     _send_many(scene.clients, nudge, 200)
     workers = [world.start_worker(scene.settings, "drain", PROBE_TRACE=str(trace)) for _ in range(2)]
-    assert [process.wait(120) for process in workers] == [0, 0]
+    assert [process.wait(240) for process in workers] == [0, 0]
     lines = [line.split()[3] for line in trace.read_text().splitlines()]
     assert lines in (["begin", "end"], ["begin", "end"] * 2)
     assert scene.clients.queue(world.AUTOMATION).count() == 0
