@@ -312,6 +312,7 @@ def test_a_document_that_expands_without_end_is_refused() -> None:
     assert "expands too far" in error_of("clusters: &loop [*loop]\n")
 
 
+@pytest.mark.no_cover
 def test_deep_nesting_is_refused_without_a_traceback() -> None:
     assert "nest" in error_of("[" * 5000 + "]" * 5000)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import msgspec
+import pytest
 from etcd_builders import HOUR, NOW, record
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -146,6 +147,7 @@ counts = st.integers(0, 5)
 policies = st.builds(Retention, hourly=counts, daily=counts, weekly=counts, monthly=counts)
 
 
+@pytest.mark.no_cover
 @settings(max_examples=150, deadline=None)
 @given(fleets(), policies)
 def test_what_must_never_go_never_goes(records: list[BackupRecord], policy: Retention) -> None:
@@ -170,6 +172,7 @@ def test_what_must_never_go_never_goes(records: list[BackupRecord], policy: Rete
         assert not gone & {r.name for r in records if r.started_at > newest.started_at}
 
 
+@pytest.mark.no_cover
 @settings(max_examples=150, deadline=None)
 @given(fleets(), policies)
 def test_stopping_anywhere_leaves_no_delta_without_its_parent(
@@ -184,6 +187,7 @@ def test_stopping_anywhere_leaves_no_delta_without_its_parent(
         assert all(lineage.is_restorable(left[name]) for name in whole & set(left))
 
 
+@pytest.mark.no_cover
 @settings(max_examples=150, deadline=None)
 @given(fleets(), policies)
 def test_a_second_look_finds_nothing_more_to_prune(records: list[BackupRecord], policy: Retention) -> None:
@@ -192,6 +196,7 @@ def test_a_second_look_finds_nothing_more_to_prune(records: list[BackupRecord], 
     assert again.pruned == ()
 
 
+@pytest.mark.no_cover
 @settings(max_examples=150, deadline=None)
 @given(fleets(), policies)
 def test_each_count_is_honoured(records: list[BackupRecord], policy: Retention) -> None:

@@ -77,6 +77,7 @@ def fuzzed(rng: random.Random, number: int) -> dict[str, Any]:
     return made
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("block", range(10))
 def test_fuzzed_objects_never_crash_nor_spoil_the_others(block: int) -> None:
     certificate = {"name": "theirs", "properties": {"publicCertData": "x"}}
@@ -129,6 +130,7 @@ OTHER_KINDS: dict[str, Any] = {
 }
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("plural", sorted(OTHER_KINDS))
 def test_every_field_of_what_is_behind_may_be_strange(plural: str) -> None:
     said = {"rewrite-rule-set-custom-resource": "r"}
