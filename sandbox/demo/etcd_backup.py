@@ -13,6 +13,7 @@ from shared.bootstrap import Clients
 from shared.errors import NotFoundError
 from shared.model.backup import BackupRecord, Kind, VerdictState, read_listing
 from shared.model.etcd import HashKV
+from shared.model.wording import byte_size
 from shared.runtime.automation import find
 from shared.runtime.journal import Entry
 from shared.work import one_pass
@@ -299,4 +300,4 @@ def _show_backup(world: World, record: BackupRecord) -> None:
 
 
 def _sizes(record: BackupRecord) -> str:
-    return f"{record.stored_bytes / 1e6:.1f} MB stored of {record.database_bytes / 1e6:.1f} MB"
+    return f"{byte_size(record.stored_bytes)} stored of {byte_size(record.database_bytes)}"

@@ -20,6 +20,7 @@ from shared.autoscaling.scene import Scene
 from shared.model.duration import parse_duration
 from shared.model.node import Node
 from shared.model.plan import Action, ActionKind
+from shared.model.wording import counted
 
 EMPTIEST = 12
 """Nodes of which pairs are tried: pairs grow with the square."""
@@ -81,7 +82,7 @@ def action_of(scene: Scene, found: Replacement) -> Action | None:
         message=f"one node of pool {pool.name} instead of {' and '.join(names)}: {saved:.0%} cheaper",
         parameters={"pool": pool.id, "from": pool.capacity, "to": target, "replaces": names},
         evidence=(f"{found.before:g} per hour now, {found.after:g} then", "every pod on them fits"),
-        preconditions=(f"the pool still has {pool.capacity} machines",),
+        preconditions=(f"the pool still has {counted(pool.capacity, 'machine')}",),
     )
 
 

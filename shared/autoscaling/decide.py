@@ -29,6 +29,7 @@ from shared.autoscaling.scale_down import Removal, Review, replaced_nodes, revie
 from shared.autoscaling.scene import Scene, set_scene
 from shared.model.plan import Action, ActionKind, LeftAlone, Plan, utc
 from shared.model.pod import collector_off
+from shared.model.wording import counted
 
 GROUPS_TRIED_TWICE = 400
 PODS_TRIED_TWICE = 10_000
@@ -224,7 +225,7 @@ def _grow(scene: Scene, offer: Offer, pods: int, gap: str) -> Action:
     count = pool.max - scene.size(pool) if offer.whole else offer.planned
     target = max(pool.capacity, scene.size(pool) + len(scene.lost[pool.id])) + count
     for_floor = offer.floor >= count or not pods
-    why = floor.message if for_floor else f"{pods} pods that wait fit nowhere else"
+    why = floor.message if for_floor else f"no room elsewhere for {counted(pods, 'waiting pod')}"
     return Action(
         kind=ActionKind.SCALE_UP,
         target=pool.name,
@@ -232,12 +233,12 @@ def _grow(scene: Scene, offer: Offer, pods: int, gap: str) -> Action:
         message=f"grow pool {pool.name} by {count} to {target}: {why}",
         parameters={"pool": pool.id, "from": pool.capacity, "to": target},
         evidence=(
-            f"{there} nodes, {coming} on their way, at most {pool.max}",
-            f"{pods} pods would go to its new nodes",
+            f"{counted(there, 'node')}, {coming} on their way, at most {pool.max}",
+            f"{counted(pods, 'pod')} would go to its new nodes",
             gap,
         ),
         preconditions=(
-            f"the pool still has {pool.capacity} machines",
+            f"the pool still has {counted(pool.capacity, 'machine')}",
             "no more machines run than Azure says",
         ),
     )
@@ -259,11 +260,12 @@ def _lost(scene: Scene) -> Iterator[Action]:
             continue
         first = known[machines[0]]
         why = f"{first.code}: {first.message}" if first.code else "it never registered"
+        lost = counted(len(machines), "machine")
         yield Action(
             kind=ActionKind.DELETE_INSTANCE,
             target=pool.name,
             reason="NeverRegistered" if not first.code else "ProvisioningFailed",
-            message=f"delete {len(machines)} machines of pool {pool.name} that did not become nodes ({why})",
+            message=f"delete {lost} of pool {pool.name} that did not become nodes ({why})",
             parameters={"pool": pool.id, "machines": machines},
             evidence=tuple(f"{known[one].computer_name or one}: {known[one].state}" for one in machines[:10]),
             preconditions=("none of them has become a node",),
@@ -307,7 +309,7 @@ def _removals(found: Review) -> Iterator[Action]:
             evidence=tuple(f"{one.node.name}: {one.message}" for one in removals[:20]),
             preconditions=(
                 "every pod on them can be evicted within its budgets",
-                f"pool {pool.name} keeps at least {pool.min} nodes",
+                f"pool {pool.name} keeps at least {counted(pool.min, 'node')}",
             ),
         )
 

@@ -36,6 +36,7 @@ from shared.autoscaling.work import Work, poll_due
 from shared.clients.arm import Progress
 from shared.errors import ApiError, NotFoundError, ThrottledError, UnavailableError, UnsafePlanError
 from shared.model.plan import Action, ActionKind, Outcome, Status
+from shared.model.wording import counted
 
 BUSY_WAIT = timedelta(seconds=15)
 """A pool that was occupied, or is not what was planned for, is looked at again after so long."""
@@ -86,15 +87,16 @@ def _checked(work: Work, driver: Driver, wish: Wish) -> Fresh:
     if fresh.hands_off:
         raise UnsafePlanError(f"{pool.name}: {fresh.hands_off}")
     if fresh.capacity >= to:
-        raise Declined(f"{pool.name} has {fresh.capacity} machines by now, {to} were wanted")
+        raise Declined(f"{pool.name} has {counted(fresh.capacity, 'machine')} by now, {to} were wanted")
     if fresh.capacity != was:
         raise Declined(
-            f"{pool.name} was planned for with {was} machines and has {fresh.capacity}; planning anew"
+            f"{pool.name} was planned for with {counted(was, 'machine')} and has {fresh.capacity}; "
+            "planning anew"
         )
     if unseen := _unseen(work, pool.id, fresh):
         raise Declined(f"Azure does not list {unseen} yet, which was made minutes ago; that is not believed")
     if to > pool.max:
-        raise UnsafePlanError(f"{pool.name} may have {pool.max} machines, {to} were wanted")
+        raise UnsafePlanError(f"{pool.name} may have {counted(pool.max, 'machine')}, {to} were wanted")
     return fresh
 
 
@@ -125,11 +127,11 @@ def _check_machines(work: Work, driver: Driver, wish: Wish, fresh: Fresh) -> Non
     machines = [one for one in driver.machines(work.arm, pool.id) if one.state is not MachineState.DELETING]
     if len(machines) < wish.seen:
         raise Declined(
-            f"Azure says {pool.name} has {fresh.capacity} machines while {wish.seen} of its nodes are in the "
-            "cluster; that is not believed"
+            f"Azure says {pool.name} has {counted(fresh.capacity, 'machine')} while {wish.seen} of its nodes "
+            "are in the cluster; that is not believed"
         )
     if len(machines) >= wish.to:
-        raise Declined(f"{pool.name} has {len(machines)} machines by now, {wish.to} were wanted")
+        raise Declined(f"{pool.name} has {counted(len(machines), 'machine')} by now, {wish.to} were wanted")
 
 
 def _ask(work: Work, wish: Wish, driver: Driver, fresh: Fresh) -> Outcome:
@@ -170,7 +172,9 @@ def _ask(work: Work, wish: Wish, driver: Driver, fresh: Fresh) -> Outcome:
     growth.status_urls = [one.status_url for one in begun if one.status_url]
     work.save()
     work.look_again(poll_due(growth.at, None, work.now))
-    message = f"{pool.name}: {to - fresh.capacity} more machines asked for, {fresh.capacity} to {to}"
+    message = (
+        f"{pool.name}: {counted(to - fresh.capacity, 'more machine')} asked for, {fresh.capacity} to {to}"
+    )
     data = {"pool": pool.id, "from": fresh.capacity, "to": to, "event": "ScaledUp"}
     return Outcome(action=action, status=Status.SUCCEEDED, message=message, data=data)
 
@@ -270,7 +274,7 @@ def _ended(work: Work, growth: Growth, failed: list[Progress]) -> Outcome:
         return _finish(work, growth, "a later change of the pool took over from it")
     if not failed:
         work.ledger.note(growth.pool).backoff = None
-        return _finish(work, growth, f"{growth.to - growth.was} more machines were made")
+        return _finish(work, growth, f"{counted(growth.to - growth.was, 'more machine')} made")
     del work.ledger.growths[growth.pool]
     first = others[0]
     failure = failure_by_code(first.code, first.message or first.code or "the operation was cancelled")
@@ -287,9 +291,9 @@ def _look_for(work: Work, growth: Growth) -> Outcome:
     work.pools_changed()
     _sweep(work, growth)
     if fresh.capacity >= growth.to:
-        return _finish(work, growth, f"it was carried out: there are {fresh.capacity} machines")
+        return _finish(work, growth, f"it was carried out: the pool has {counted(fresh.capacity, 'machine')}")
     work.look_at_everything()
-    return _finish(work, growth, f"it was not carried out: there are {fresh.capacity} machines")
+    return _finish(work, growth, f"it was not carried out: the pool has {counted(fresh.capacity, 'machine')}")
 
 
 def _finish(work: Work, growth: Growth, why: str) -> Outcome:

@@ -32,6 +32,7 @@ from shared.autoscaling.work import Work, begin_work
 from shared.model.duration import parse_duration
 from shared.model.node import Node
 from shared.model.plan import ActionKind, Outcome
+from shared.model.wording import counted
 
 if TYPE_CHECKING:
     from shared.bootstrap import Clients
@@ -83,10 +84,10 @@ def _until(parameters: ScaleParameters, now: datetime) -> dict[str, str]:
 
 def _wished(pool: Pool, parameters: ScaleParameters) -> Outcome:
     if parameters.count is None:
-        message = f"{pool.name} follows demand again; it has {pool.capacity} nodes"
+        message = f"{pool.name} follows demand again; it has {counted(pool.capacity, 'node')}"
     else:
         limit = f" for {parameters.expires}" if parameters.expires else ""
-        message = f"{pool.name} shall have {parameters.count} nodes{limit}; it has {pool.capacity}"
+        message = f"{pool.name} shall have {counted(parameters.count, 'node')}{limit}; it has {pool.capacity}"
     kind = (
         ActionKind.SCALE_DOWN
         if (parameters.count or 0) < pool.capacity and parameters.count is not None

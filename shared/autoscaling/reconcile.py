@@ -28,6 +28,7 @@ from shared.autoscaling.work import LOOKED_AT, Work, begin_work
 from shared.errors import ApiError
 from shared.model.duration import parse_duration
 from shared.model.plan import LeftAlone, Outcome, Plan
+from shared.model.wording import counted
 from shared.record import record
 from shared.runtime.journal import PoolSize, Sizes
 from shared.runtime.message import Nudge
@@ -160,7 +161,9 @@ def _digest(waiting: frozenset[str]) -> str:
 
 def _nothing_to_do(work: Work, waiting: int) -> Plan:
     if waiting:
-        message = f"{waiting} pods wait for nodes that were planned; looked at again within a minute"
+        message = (
+            f"{counted(waiting, 'pod')} waiting for nodes that were planned; looked at again within a minute"
+        )
         return _empty_plan(work, "NothingNew", message)
     return _empty_plan(work, "NothingPending", "no pod waits for a node")
 

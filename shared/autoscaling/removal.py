@@ -31,6 +31,7 @@ from shared.autoscaling.work import Work, poll_due
 from shared.errors import ApiError, NotFoundError, ThrottledError, UnavailableError, UnsafePlanError
 from shared.model.duration import parse_duration
 from shared.model.plan import Action, ActionKind, Outcome, Status
+from shared.model.wording import counted
 from shared.nodes.cordon import cordon, path_of, uncordon
 from shared.nodes.drain import Step, drain_step
 
@@ -169,12 +170,14 @@ def _drain(work: Work, removal: Removal) -> None:
         return
     if work.now >= removal.deadline:
         minutes = (work.now - removal.at) // timedelta(minutes=1)
-        raise Declined(f"{step.left} pods are left after {minutes} minutes: {removal.message}")
+        raise Declined(f"{counted(step.left, 'pod')} left after {minutes} minutes: {removal.message}")
     work.look_again(DRAIN_WAIT)
 
 
 def _what_is_left(step: Step) -> str:
-    return next((f"{pod}: {why}" for pod, why in step.refused.items()), f"{step.left} pods are leaving")
+    return next(
+        (f"{pod}: {why}" for pod, why in step.refused.items()), f"{counted(step.left, 'pod')} leaving"
+    )
 
 
 def _check_is_no_node(work: Work, removal: Removal) -> None:
@@ -252,7 +255,7 @@ def _delete(work: Work, driver: Driver, pool: str, ready: list[Removal]) -> list
     there = _not_taken(work, [one for one in ready if one.machine in machines], machines)
     allowed = _above_floor(there, machines)
     outcomes += [
-        _give_up(work, one, f"{one.name} would have fewer than {one.floor} nodes")
+        _give_up(work, one, f"{one.name} would have fewer than {counted(one.floor, 'node')}")
         for one in there
         if one not in allowed
     ]

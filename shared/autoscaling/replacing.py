@@ -25,6 +25,7 @@ from shared.errors import NotYetError, ThrottledError, UnavailableError
 from shared.model.duration import format_duration, parse_duration
 from shared.model.node import Node
 from shared.model.plan import Action, ActionKind, Outcome, Status
+from shared.model.wording import counted
 
 if TYPE_CHECKING:
     from shared.bootstrap import Clients
@@ -230,7 +231,12 @@ def wait_for(work: Work, roll: Roll, line: str, patience: timedelta = PATIENCE) 
 
 def progress_of(roll: Roll) -> str:
     """`agents: 2 of 6 nodes done`."""
-    return f"{roll.name}: {max(0, roll.of - roll.old)} of {roll.of} nodes done"
+    return f"{roll.name}: {done_of(roll)}"
+
+
+def done_of(roll: Roll) -> str:
+    """`2 of 6 nodes done`."""
+    return f"{max(0, roll.of - roll.old)} of {counted(roll.of, 'node')} done"
 
 
 def _take(work: Work, roll: Roll, sight: Sight, step: Step) -> tuple[str, list[Outcome]]:

@@ -37,6 +37,7 @@ from shared.model.duration import parse_duration
 from shared.model.node import Node, NodeSelectorTerm, Requirement
 from shared.model.pod import PendingPod, PodShape
 from shared.model.quantity import format_amount, units
+from shared.model.wording import counted
 
 HOUR = timedelta(hours=1)
 Document = dict[str, Any]
@@ -422,12 +423,13 @@ def _share_limits(scene: Scene) -> None:
         Shared(
             policy.scale_up.max_per_hour - hour,
             "HourLimit",
-            f"{hour} nodes were added within the hour; scaleUp.maxPerHour is {policy.scale_up.max_per_hour}",
+            f"{counted(hour, 'node')} added within the hour; "
+            f"scaleUp.maxPerHour is {policy.scale_up.max_per_hour}",
         ),
         Shared(
             policy.max_nodes - nodes,
             "ClusterLimit",
-            f"there are {nodes} nodes and maxNodes is {policy.max_nodes}",
+            f"the cluster has {counted(nodes, 'node')} and maxNodes is {policy.max_nodes}",
         ),
     ]
     for offer in scene.offers:

@@ -48,6 +48,7 @@ from shared.autoscaling.work import Work, begin_work
 from shared.errors import ApiError, ThrottledError, UnavailableError
 from shared.model.node import HOSTNAME, Node, node_selector_terms
 from shared.model.plan import ActionKind, Outcome
+from shared.model.wording import counted
 from shared.runtime.nudge import send
 from shared.runtime.operation import OperationMessage, OperationState
 
@@ -84,7 +85,7 @@ def rolling_upgrade(
         _set_model(work, pool, roll, parameters)
         go_on(work, claim.run_id, _look(work, pool, nodes, roll))
         how = "made anew" if roll.reimage else "replaced"
-        return f"{pool.name}: {roll.of} machines {how}, all {roll.size} are of the latest model"
+        return f"{pool.name}: {counted(roll.of, 'machine')} {how}, all {roll.size} are of the latest model"
 
     return carry_out(work, clients, ActionKind.ROLLING_UPGRADE, parameters.pool, proceed)
 

@@ -17,7 +17,7 @@ from shared.autoscaling.ledger import Roll
 from shared.autoscaling.observe import is_node_of
 from shared.autoscaling.pools.agent_pool import AgentPool
 from shared.autoscaling.pools.driver import Fresh
-from shared.autoscaling.replacing import course_of, wait_for
+from shared.autoscaling.replacing import course_of, done_of, wait_for
 from shared.autoscaling.work import Work
 from shared.errors import ApiError, ThrottledError, UnavailableError
 from shared.model.node import Node
@@ -70,7 +70,7 @@ def upgrade_by_aks(work: Work, pool: Pool, nodes: Sequence[Node], roll: Roll) ->
 def _go_on(work: Work, pool: Pool, roll: Roll, fresh: Fresh, nodes: Sequence[Node]) -> NoReturn:
     if fresh.state.lower() in RUNNING:
         _stop_for_sick(work, pool, roll, nodes, is_running=True)
-        back = f"{roll.of - roll.old} of {roll.of} nodes are new" if roll.sent_at else "it is busy"
+        back = done_of(roll) if roll.sent_at else "it is busy"
         wait_for(work, roll, f"AKS is at it ({fresh.state}), {back}", PATIENCE)
     is_taken = roll.sent_at is not None and fresh.etag != roll.etag
     if is_taken and fresh.state in ("Failed", "Canceled"):
@@ -126,7 +126,7 @@ def _stop_for_sick(work: Work, pool: Pool, roll: Roll, nodes: Sequence[Node], *,
             DRIVER.abort(work.arm, pool.id)
         except ApiError as error:
             raise Declined(f"{line}; AKS goes on, it could not be told to stop: {error}") from error
-        raise Declined(f"{line}; AKS was told to stop, {roll.of - roll.old} of {roll.of} nodes are new")
+        raise Declined(f"{line}; AKS was told to stop, {done_of(roll)}")
 
 
 def _why(fresh: Fresh) -> str:

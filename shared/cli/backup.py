@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shared.cli.console import print_json, print_line, print_note, print_table, size, when
+from shared.cli.console import print_json, print_line, print_note, print_table, when
 from shared.cli.session import ClusterOption, JsonOption, Session, session
 from shared.errors import IntegrityError, NotFoundError, SettingsError
+from shared.model.wording import byte_size
 
 if TYPE_CHECKING:
     from shared.clients.blob import BlobStore
@@ -59,8 +60,8 @@ def _print_records(records: list[BackupRecord]) -> None:
                 when(record.started_at)[:16],
                 record.revision,
                 record.kind,
-                size(record.stored_bytes),
-                size(record.database_bytes),
+                byte_size(record.stored_bytes),
+                byte_size(record.database_bytes),
                 record.run[:SHORT_RUN],
                 record.verdict or "not verified",
             )
@@ -144,7 +145,7 @@ def verify(
     """
     here = session(context)
     one, store, record = find_backup(here, cluster, backup)
-    print_note(f"reading back {record.name}, {size(record.database_bytes)} of database")
+    print_note(f"reading back {record.name}, {byte_size(record.database_bytes)} of database")
     verdict = _verify(here, one, store, record.name, offline=offline)
     if as_json:
         print_json(verdict)
@@ -172,7 +173,7 @@ def _print_verdict(verdict: Verdict) -> None:
         "status hash": f"{verdict.status_hash:x}" if verdict.status_hash is not None else None,
         "rows": verdict.total_rows,
         "HashKV": verdict.hash_kv,
-        "read": f"{size(verdict.read_bytes)} in {verdict.seconds:.1f} s" if verdict.read_bytes else None,
+        "read": f"{byte_size(verdict.read_bytes)} in {verdict.seconds:.1f} s" if verdict.read_bytes else None,
     }
     for name, value in facts.items():
         if value is not None:
@@ -287,7 +288,7 @@ def _entries(store: BlobStore, record: BackupRecord, chain: Chain, prefix: str) 
         why = "no key index (not verified yet, or too many keys)"
     except IntegrityError as error:
         why = str(error)
-    print_note(f"{why}; reading all of the backup instead, {size(record.database_bytes)}")
+    print_note(f"{why}; reading all of the backup instead, {byte_size(record.database_bytes)}")
     collector, report = collect(chain)
     return [entry for entry in collector.live(report) if entry.key.startswith(wanted)]
 
@@ -309,7 +310,7 @@ def _print_keys(record: BackupRecord, entries: list[Entry], prefix: str, *, raw:
 
 
 @app.command("prepare")
-def prepare(context: typer.Context) -> None:
+def prepare(context: typer.Context, as_json: JsonOption = False) -> None:
     """Make the storage account safe for backups, as far as that needs no decision of yours.
 
     Needs 'storageAccount' in the configuration. Creates the containers, turns on versioning, soft delete
@@ -322,8 +323,12 @@ def prepare(context: typer.Context) -> None:
     if not settings.storage_account:
         raise SettingsError("set 'storageAccount' in the configuration to the account's resource id first")
     account = storage_account(settings.storage_account, here.environ)
-    for container in sorted({one.etcd_backup.container for one in settings.clusters if one.etcd_backup}):
-        done = account.prepare(container)
+    containers = sorted({one.etcd_backup.container for one in settings.clusters if one.etcd_backup})
+    prepared = {container: account.prepare(container) for container in containers}
+    if as_json:
+        print_json({"containers": prepared})
+        return
+    for container, done in prepared.items():
         for line in done.done:
             print_line(f"{container}: {line}")
         for finding in done.left:

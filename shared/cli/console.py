@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,30 @@ def print_note(line: str) -> None:
     sys.stderr.flush()
 
 
+@contextmanager
+def progress() -> Iterator[Callable[[str, float], None]]:
+    """Tells what goes on while something is waited for, on stderr: `show(line, seconds so far)`.
+
+    On a terminal it is written over and gone at the end; elsewhere each change is a line.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    place, shown = Console(stderr=True, highlight=False), ""
+
+    def note(line: str, _: float) -> None:
+        nonlocal shown
+        if line and line != shown:
+            print_note(f"  {line}")
+            shown = line
+
+    if not place.is_terminal or place.is_dumb_terminal:
+        yield note
+        return
+    with place.status("", spinner="line") as status:
+        yield lambda line, seconds: status.update(Text(f"{duration(seconds):>7}  {line}"))
+
+
 def print_table(
     columns: Sequence[str],
     rows: Iterable[Sequence[Any]],
@@ -142,18 +167,14 @@ def console_width() -> int:
     return shutil.get_terminal_size((PLAIN_COLUMNS, 24)).columns
 
 
-def size(value: float) -> str:
-    """Bytes as people read them: `912 B`, `1.3 MB` (decimal, as Azure bills)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
-
-
 def ago(then: datetime, now: datetime) -> str:
     """How long ago, in the largest two units: `3m 20s`, `2d 4h`."""
-    seconds = max(0, round((now - then).total_seconds()))
+    return duration((now - then).total_seconds())
+
+
+def duration(took: float) -> str:
+    """So many seconds in the largest two units."""
+    seconds = max(0, round(took))
     parts = [
         (seconds // 86400, "d"),
         (seconds // 3600 % 24, "h"),

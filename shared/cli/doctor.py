@@ -20,6 +20,7 @@ from shared.cli.console import ago, print_json, print_line, styled, wrapped
 from shared.cli.findings import Finding, clock_finding, guarded, ok, problem, sign_in_hint, warning
 from shared.cli.session import ClusterOption, JsonOption, Session, session
 from shared.errors import AutomationError, SettingsError
+from shared.model.wording import counted
 from shared.runtime.automation import AUTOMATIONS, configured, schedule_setting
 from shared.status.attention import is_silent
 
@@ -53,12 +54,9 @@ def doctor(
         print_json({"findings": findings})
     else:
         warnings = sum(finding.level == "warning" for finding in findings)
-        print_line(f"{len(findings)} findings: {_many(problems, 'problem')}, {_many(warnings, 'warning')}")
+        found = counted(len(findings), "finding")
+        print_line(f"{found}: {counted(problems, 'problem')}, {counted(warnings, 'warning')}")
     return 1 if problems else 0
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _print(finding: Finding) -> None:
@@ -186,7 +184,8 @@ def _runtime(here: Session) -> Iterator[Finding]:
         count = here.clients.queue(queue + poison.SUFFIX).count()
         if count:
             yield warning(
-                "poison", f"{count} messages of queue '{queue}' failed for good; see: keeper poison list"
+                "poison",
+                f"{counted(count, 'message')} of queue '{queue}' failed for good; see: keeper poison list",
             )
 
 
@@ -405,7 +404,9 @@ def _kubernetes(here: Session, cluster: Cluster) -> Iterator[Finding]:
         )
     nodes = client.read("/api/v1/nodes", limit=1)
     left = nodes["metadata"].get("remainingItemCount") or 0
-    yield ok(subject, f"{version} at {client.server}, {len(nodes['items']) + left} nodes can be listed")
+    yield ok(
+        subject, f"{version} at {client.server}, {counted(len(nodes['items']) + left, 'node')} can be listed"
+    )
 
 
 def _azure(here: Session, cluster: Cluster) -> Iterator[Finding]:

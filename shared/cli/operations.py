@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shared.cli.console import ago, print_json, print_line, print_note, print_table, when
+from shared.cli.console import ago, print_json, print_line, print_note, print_table, progress, when
 from shared.cli.session import ClusterOption, JsonOption, Session, session
 from shared.errors import SettingsError, UnavailableError
+from shared.model.wording import counted
 
 if TYPE_CHECKING:
     from shared.operations.catalogue import Operation
@@ -134,25 +135,27 @@ def _follow(here: Session, identity: str, limit: timedelta) -> OperationRecord:
     """Poll the operation's record until it is over, telling its progress; UnavailableError after `limit`."""
     from shared.operations.dispatch import get_operation
 
-    began, shown, warned = time.monotonic(), "", False
-    while True:
-        record = get_operation(here.clients, identity)
-        if record and record.is_over:
-            return record
-        waited = time.monotonic() - began
-        if record is None and waited > NOBODY_TOOK_IT.total_seconds() and not warned:
-            print_note("no function app has taken the message yet; is it running? (still waiting)")
-            warned = True
-        line = (record.progress or record.message or record.state.lower()) if record else ""
-        if line and line != shown:
-            print_note(f"  {line}")
-            shown = line
-        if waited > limit.total_seconds():
-            what = f"is still {record.state.lower()}" if record else "was not taken off the queue by any app"
-            raise UnavailableError(
-                f"operation {identity} {what}; it is not lost: look again with 'keeper explain {identity}'"
-            )
-        time.sleep(POLL_SECONDS)
+    began = time.monotonic()
+    with progress() as show:
+        while True:
+            record = get_operation(here.clients, identity)
+            if record and record.is_over:
+                return record
+            waited = time.monotonic() - began
+            if record:
+                line = record.progress or record.message or record.state.lower()
+            elif waited > NOBODY_TOOK_IT.total_seconds():
+                line = "no function app has taken the message yet; is it running? (still waiting)"
+            else:
+                line = "waiting for the app to take the message"
+            show(line, waited)
+            if waited > limit.total_seconds():
+                break
+            time.sleep(POLL_SECONDS)
+    what = f"is still {record.state.lower()}" if record else "was not taken off the queue by any app"
+    raise UnavailableError(
+        f"operation {identity} {what}; it is not lost: look again with 'keeper explain {identity}'"
+    )
 
 
 def status(
@@ -190,7 +193,7 @@ def status(
     if document.poison:
         print_line()
         for queue, count in document.poison.items():
-            print_line(f"{queue}: {count} messages failed for good; look with: keeper poison list")
+            print_line(f"{queue}: {counted(count, 'message')} failed for good; look with: keeper poison list")
 
 
 def _print_summary(summary: Summary) -> None:

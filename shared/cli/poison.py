@@ -10,6 +10,7 @@ import typer
 from shared.cli.console import ago, print_json, print_line, print_note, print_table, when
 from shared.cli.session import JsonOption, Session, session
 from shared.errors import NotFoundError, SettingsError
+from shared.model.wording import counted
 
 if TYPE_CHECKING:
     from shared.runtime.poison import PoisonMessage
@@ -94,7 +95,7 @@ def replay(
     if as_json:
         print_json({"sent": sent})
         return
-    print_line(f"sent {sent} {_plural(sent)} again")
+    print_line(f"sent {counted(sent, 'message')} again")
 
 
 @app.command("drop")
@@ -113,7 +114,7 @@ def drop(
     if as_json:
         print_json({"dropped": dropped})
         return
-    print_line(f"dropped {dropped} {_plural(dropped)}")
+    print_line(f"dropped {counted(dropped, 'message')}")
 
 
 def _chosen(
@@ -154,7 +155,3 @@ def _readable(text: str) -> str:
         return json.dumps(decode(text.encode(), dict), indent=2, ensure_ascii=False)
     except MessageError:
         return text
-
-
-def _plural(count: int) -> str:
-    return "message" if count == 1 else "messages"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from shared.cli.console import print_line, print_note, size
+from shared.cli.console import print_line, print_note
 from shared.errors import SettingsError
+from shared.model.wording import byte_size
 
 if TYPE_CHECKING:
     from shared.etcd_backup.archive import Chain
@@ -110,6 +111,6 @@ def _progress(done: int, total: int) -> None:
     """A line that rewrites itself, for people who watch."""
     if sys.stderr.isatty():
         end = "\n" if done >= total else ""
-        sys.stderr.write(f"\r{size(done)} of {size(total)}{end}")
+        sys.stderr.write(f"\r{byte_size(done)} of {byte_size(total)}{end}")
     elif done >= total:
-        print_note(f"wrote {size(total)}")
+        print_note(f"wrote {byte_size(total)}")

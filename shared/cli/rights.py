@@ -16,6 +16,7 @@ import msgspec
 
 from shared.cli.findings import Finding, ok, problem, warning
 from shared.clients.arm import API_VERSIONS
+from shared.model.wording import counted
 
 if TYPE_CHECKING:
     from shared.clients.arm import Arm
@@ -99,7 +100,7 @@ def in_kubernetes(cluster: Cluster, kube: KubeClient) -> Iterator[Finding]:
         wanted = list(_rights(path))
         missing = [right for right in wanted if not _may(kube, *right)]
         if not missing:
-            yield ok(subject, f"may do all it needs ({len(wanted)} rights)")
+            yield ok(subject, f"may do all it needs ({counted(len(wanted), 'right')})")
             continue
         said = [f"{verb} {resource}{'.' + group if group else ''}" for group, resource, verb in missing]
         yield problem(
@@ -151,9 +152,15 @@ def _azure_finding(cluster: Cluster, role: str, groups: tuple[str, ...], missing
     return problem(
         subject,
         f"may not {_few(missing)} in {places}; name '{role}' for it under 'scopes' of the parameters and "
-        f"deploy infra/main.bicep again, or give a role: az role assignment create --assignee CLIENT-ID "
-        f"--role ROLE --scope {groups[0]}",
+        f"deploy infra/main.bicep again. Where that made the role already: az role assignment create "
+        f"--assignee CLIENT-ID --scope {groups[0]} --role {_deployed(role, groups[0])}",
     )
+
+
+def _deployed(role: str, group: str) -> str:
+    """A word of the shell that is the id of a role; its name ends in what only the deployment knows."""
+    named = f"[?starts_with(roleName, 'Kubekeeper {role} (')].name"
+    return f'"$(az role definition list --scope {group} --query "{named}" --output tsv)"'
 
 
 def _wanted(cluster: Cluster) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -31,6 +31,7 @@ from shared.etcd_backup.verify import Proof, Reason, store_index, store_verdict,
 from shared.model.backup import Listing, Source, VerdictState, read_listing
 from shared.model.etcd import format_id
 from shared.model.plan import Action, ActionKind, Outcome, Plan, Status
+from shared.model.wording import byte_size, counted
 from shared.runtime.claim import Claim
 from shared.settings import EtcdConnection
 
@@ -132,7 +133,7 @@ def _backup(action: Action, place: Place) -> Iterator[Outcome]:
     held = manifest.timings.stream_seconds
     message = (
         f"{manifest.kind} backup of revision {manifest.revisions.revision} from {manifest.source.endpoint}: "
-        f"{stored / 1e6:.1f} MB stored of {size / 1e6:.1f} MB, read transaction held {held:.1f} s"
+        f"{byte_size(stored)} stored of {byte_size(size)}, read transaction held {held:.1f} s"
     )
     yield Outcome(
         action=action,
@@ -150,7 +151,7 @@ def _backup(action: Action, place: Place) -> Iterator[Outcome]:
             "member": manifest.source.member_id,
         },
     )
-    place.claim.progress(f"stored {manifest.name}, {stored / 1e6:.1f} MB; reading it back")
+    place.claim.progress(f"stored {manifest.name}, {byte_size(stored)}; reading it back")
     checking = verification_of(manifest.name, "JustTaken", "it was just taken")
     yield from _guarded(checking, lambda: _prove(checking, taken, place))
 
@@ -279,7 +280,7 @@ def _prune(action: Action, place: Place) -> Iterator[Outcome]:
     yield Outcome(
         action=action,
         status=Status.SUCCEEDED,
-        message=f"deleted {action.target}: {len(names)} blobs, {freed / 1e6:.1f} MB",
+        message=f"deleted {action.target}: {counted(len(names), 'blob')}, {byte_size(freed)}",
         data={"freedBytes": freed, "blobs": len(names)},
     )
 

@@ -42,6 +42,7 @@ from shared.etcd_backup.verify import newest_of, read_back
 from shared.model.backup import BackupRecord
 from shared.model.etcd_snapshot import SnapshotReport
 from shared.model.plan import Action, ActionKind, Outcome, Status
+from shared.model.wording import byte_size
 from shared.settings import EtcdConnection
 
 START_SECONDS = 120.0
@@ -124,7 +125,7 @@ def measure(
             return _structural(chain, "no etcd binary is at hand, so only bytes and structure are proven")
         if free_bytes(directory) < needed:
             return _structural(
-                chain, f"only bytes and structure are proven: {needed / 1e6:.0f} MB of disk needed"
+                chain, f"only bytes and structure are proven: {byte_size(needed)} of disk needed"
             )
         return _real(chain, _Tools(tool, Path(binary)), directory, connection, progress)
     finally:

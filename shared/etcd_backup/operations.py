@@ -22,6 +22,7 @@ from shared.etcd_backup.reconcile import note_first_look, open_place
 from shared.model.backup import BackupRecord, read_listing
 from shared.model.etcd import format_id
 from shared.model.plan import Action, ActionKind, Outcome, Plan, Status
+from shared.model.wording import byte_size
 
 if TYPE_CHECKING:
     from shared.bootstrap import Clients
@@ -102,7 +103,7 @@ def etcd_defrag(
             progress=claim.progress,
             skip=_others(place, parameters.member) if parameters.member else frozenset(),
         )
-    parts = [f"{d.member}: {d.before_bytes / 1e6:.1f} to {d.after_bytes / 1e6:.1f} MB" for d in report.done]
+    parts = [f"{d.member}: {byte_size(d.before_bytes)} to {byte_size(d.after_bytes)}" for d in report.done]
     parts += [f"stopped: {report.stopped}"] if report.stopped else []
     data = {
         "report": msgspec.to_builtins(report),

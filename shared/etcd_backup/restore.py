@@ -24,6 +24,7 @@ from shared.etcd_backup.key_index import KeyCollector
 from shared.etcd_backup.verify import difference
 from shared.model.backup import Manifest
 from shared.model.etcd_snapshot import NewestRows, SnapshotReport, SnapshotScan
+from shared.model.wording import byte_size
 
 CLUSTER_TOKEN = "kubekeeper-restore"  # noqa: S105 - no secret
 """A token of its own keeps restored members from talking to the old cluster's."""
@@ -214,7 +215,7 @@ def _publish(partial: Path, path: Path) -> None:
 def _disk_full(path: Path, size: int) -> AutomationError:
     free = free_bytes(path.parent)
     return AutomationError(
-        f"no space for '{path}': it needs {size / 1e6:.0f} MB and {free / 1e6:.0f} MB are free; "
+        f"no space for '{path}': it needs {byte_size(size)} and {byte_size(free)} are free; "
         "free some or choose another directory (nothing was left behind)"
     )
 

@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from shared.model.resource_id import ResourceId
+from shared.model.wording import counted
 
 SOFT_DELETE_DAYS = 14
 """What is set where soft delete is off or shorter than a week; a longer one is left."""
@@ -382,7 +383,7 @@ def _days(now: int) -> int | None:
 
 
 def _length(days: int) -> str:
-    return f"{days} day{'' if days == 1 else 's'}" if days else "off"
+    return counted(days, "day") if days else "off"
 
 
 def _scope(facts: StoreFacts) -> str:

@@ -15,6 +15,7 @@ import msgspec
 from shared.errors import NotYetError
 from shared.model.duration import parse_duration
 from shared.model.plan import Action, ActionKind, Outcome, Status
+from shared.model.wording import counted
 from shared.nodes.cordon import cordon as cordon_node
 from shared.nodes.cordon import path_of
 from shared.nodes.cordon import uncordon as uncordon_node
@@ -82,7 +83,8 @@ def drain(
 
 def _what_is_left(step: Step) -> str:
     refused = next((f"; {pod}: {why}" for pod, why in step.refused.items()), "")
-    return f"{step.left} pods left, {len(step.terminating) + len(step.evicted)} of them leaving{refused}"
+    leaving = len(step.terminating) + len(step.evicted)
+    return f"{counted(step.left, 'pod')} left, {leaving} of them leaving{refused}"
 
 
 def _started(claim: Claim, now: datetime) -> datetime:

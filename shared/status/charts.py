@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from shared.model.backup import VerdictState
+from shared.model.wording import counted
 
 if TYPE_CHECKING:
     from shared.model.backup import BackupRecord
@@ -132,7 +133,7 @@ def _pool(name: str, sizes: Sequence[Sizes], scale: _Scale) -> PoolChart:
     latest = next(pool for pool in sizes[-1].pools if pool.pool == name)
     nodes = _steps(machines, scale, top)
     words = (
-        f"Pool {name}: {nodes.now} nodes now, {latest.ready} ready; "
+        f"Pool {name}: {counted(nodes.now, 'node')} now, {latest.ready} ready; "
         f"between {nodes.least} and {nodes.most} since {scale.times()[0]}"
     )
     return PoolChart(

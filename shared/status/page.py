@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from shared.model.backup import VerdictState
 from shared.model.duration import format_duration
+from shared.model.wording import byte_size
 from shared.runtime.automation import AUTOMATIONS
 from shared.status.charts import HEIGHT, WIDTH, calendar, pool_charts
 from shared.status.collect import LATELY
@@ -48,7 +49,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"ago": ago, "moment": moment, "size": size, "took": took, "last": last}
+    environment.filters |= {"ago": ago, "moment": moment, "size": byte_size, "took": took, "last": last}
     environment.globals |= {
         "automations": tuple(AUTOMATIONS),
         "calendar": calendar,
@@ -79,12 +80,6 @@ def ago(at: datetime | None, now: datetime) -> str:
 def moment(at: datetime) -> str:
     """A time as it stands in tables, UTC."""
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
-
-
-def size(count: int) -> str:
-    """Bytes as kB, MB or GB (decimal, as Azure bills)."""
-    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if count >= u), (1e3, "kB"))
-    return f"{count / unit:.1f} {name}"
 
 
 def newest_proven(backups: Sequence[BackupRecord]) -> BackupRecord | None:

@@ -21,6 +21,7 @@ from sandbox.kube import LocalKubernetes
 from shared.bootstrap import Clients
 from shared.cli.doctor import examine
 from shared.cli.findings import Finding
+from shared.cli.rights import INFRA
 from shared.cli.session import Session
 from shared.clients.arm import API_VERSIONS
 
@@ -117,7 +118,13 @@ def test_rights_that_an_automation_lacks_are_named_with_the_command_that_gives_t
     lacks = found["prod disk-release in azure"]
     assert lacks.level == "problem"
     assert "may not Microsoft.Compute/virtualMachines/powerOff/action in" in lacks.message
-    assert "az role assignment create" in lacks.message
+    scope = f"/subscriptions/{azure.subscription}/resourceGroups/{azure.group}"
+    assert lacks.message.endswith(
+        f"az role assignment create --assignee CLIENT-ID --scope {scope} --role "
+        f'"$(az role definition list --scope {scope} '
+        '--query "[?starts_with(roleName, \'Kubekeeper disk-release (\')].name" --output tsv)"'
+    )
+    assert "roleName: 'Kubekeeper ${automation} (" in (INFRA / "modules" / "roles.bicep").read_text()
     assert found["prod ingress-sync in azure"].level == "ok"
     inside = found["prod disk-release in kubernetes"]
     assert inside.level == "problem"

@@ -390,6 +390,9 @@ def test_the_storage_account_is_checked_and_prepared(keeper: Keeper, world: Worl
         prepared = keeper("backup", "prepare", **settings)
         assert prepared.code == 0, prepared.err
         assert "etcd-backups: left to you: " in prepared.out
+        again = keeper("backup", "prepare", "--json", **settings).document["containers"]["etcd-backups"]
+        assert again["done"] == []
+        assert again["left"][0]["remedy"] in prepared.out
         after = keeper("doctor", **settings)
         assert "problem  container etcd-backups: " not in after.out
         assert "(or: keeper backup prepare)" not in unwrapped(after.out)

@@ -298,7 +298,7 @@ def test_aks_is_asked_for_a_version_and_watched(aks: App, world: World) -> None:
     assert record.state is OperationState.SUCCEEDED, record.message
     assert record.message == "agents: AKS has upgraded it to 1.35.0"
     assert pool(world)["currentOrchestratorVersion"] == "1.35.0"
-    assert "agents: AKS is at it (Upgrading), 1 of 2 nodes are new" in seen, seen
+    assert "agents: AKS is at it (Upgrading), 1 of 2 nodes done" in seen, seen
     puts = [
         one
         for one in world.arm.recorder.requests
@@ -337,7 +337,7 @@ def test_aks_is_told_to_stop_at_a_node_that_stays_away(aks: App, world: World) -
 
     record = upgrade(aks, image="", version="1.35.0", each=kill_the_first_new_one, every=30)
     assert record.state is OperationState.FAILED
-    assert "AKS was told to stop, 0 of 2 nodes are new" in record.message, record.message
+    assert "AKS was told to stop, 0 of 2 nodes done" in record.message, record.message
     assert pool(world)["provisioningState"] == "Canceled"
 
 

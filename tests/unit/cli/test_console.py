@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
 
-from shared.cli.console import print_line
+from shared.cli.console import print_line, progress
 from shared.cli.doctor import _print
 from shared.cli.findings import problem
 
@@ -23,6 +24,7 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch, show: Callable[[], None]) -> li
     monkeypatch.setenv("NO_COLOR", "1")
     with os.fdopen(follower, "w") as terminal:
         monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setattr(sys, "stderr", terminal)
         show()
         monkeypatch.undo()
     seen = b""
@@ -69,3 +71,31 @@ def test_elsewhere_every_line_is_whole(capsys: pytest.CaptureFixture[str]) -> No
     print_line(TEXT)
     _print(problem("prod azure", "it may not " + "read " * 30))
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def wait_for_something() -> None:
+    with progress() as show:
+        show("agents: 0 of 2 nodes done", 3)
+        show("agents: 0 of 2 nodes done", 4)
+        show("agents: 1 of 2 nodes done; " + "the pods of its budget are leaving; " * 3, 95)
+    print_line("Succeeded")
+
+
+def test_progress_is_written_over_on_a_terminal_and_gone_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    raw = "\n".join(on_terminal(monkeypatch, wait_for_something))
+    assert raw.endswith("\x1b[2KSucceeded"), "the last thing before it is a line erased"
+    written = re.split(r"\r|\n|\x1b\[[?0-9]*[A-Za-z]", raw)
+    assert any("1m 35s  agents: 1 of 2 nodes done" in line for line in written)
+    assert max(map(len, written)) <= 80
+
+
+def test_progress_is_one_line_for_each_change_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wait_for_something()
+    printed = capsys.readouterr()
+    first, second = printed.err.splitlines()
+    assert first == "  agents: 0 of 2 nodes done"
+    assert second.startswith("  agents: 1 of 2 nodes done; ")
+    assert printed.out == "Succeeded\n"

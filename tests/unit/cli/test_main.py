@@ -5,13 +5,16 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 from keeper import Keeper
 
 from shared import errors
-from shared.cli.main import exit_code
+from shared.cli.main import app, exit_code
 
 ROOT = Path(__file__).parents[3]
 KEEPER = [sys.executable, "-c", "from shared.cli.main import main; main()"]
@@ -238,3 +241,20 @@ def test_tables_fit_eighty_columns_without_losing_text(capsys) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert "".join("".join(lines).split()).count("reason") == 4
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield " ".join((*path, name)), command
+
+
+def test_every_command_takes_json_unless_json_is_all_it_prints() -> None:
+    without = [
+        name
+        for name, command in commands(typer.main.get_command(app))
+        if not any("--json" in option.opts for option in command.params)
+    ]
+    assert without == ["snapshot", "config schema"]

@@ -10,7 +10,7 @@ from status_builders import NASTY, NOW, backup, fleet, sizes
 from shared.model.backup import VerdictState
 from shared.status.charts import calendar, pool_charts
 from shared.status.collect import PageDocument
-from shared.status.page import ago, render, size
+from shared.status.page import ago, render
 
 
 def test_the_same_state_gives_the_same_page() -> None:
@@ -103,10 +103,6 @@ def test_a_single_look_and_a_pool_at_zero_are_charts_too() -> None:
     assert charts is not None
     assert charts.pools[0].nodes.line == "M0,100 L1000,100"
     assert pool_charts([], NOW - WEEK, NOW) is None
-
-
-def test_sizes_are_told_in_the_unit_that_fits() -> None:
-    assert [size(n) for n in (20_480, 11_000_000, 2_300_000_000)] == ["20.5 kB", "11.0 MB", "2.3 GB"]
 
 
 def test_ages_are_told_in_their_largest_unit() -> None:
