@@ -23,6 +23,7 @@ from sandbox.arm import LocalArm
 from sandbox.arm.truth import Corruption, Machine
 from sandbox.asgi import Recorded
 from sandbox.kube import kinds
+from sandbox.kube.volumes import VOLUMES
 from sandbox.scenario import World, disk_name
 from sandbox.witness import Witness, lists_of
 from shared import work
@@ -116,7 +117,7 @@ class Hand:
 
 LASTING = timedelta(minutes=10)
 """How long after a write what it has set going may take."""
-UNSEEN = ("the VM does not run", "somebody else changes the VM")
+UNSEEN = ("the VM does not run", "the VM is not off", "somebody else changes the VM")
 
 
 class Watched:
@@ -315,12 +316,15 @@ class Keeper:
         return self.world.arm.truth.machines.get(vm_id)
 
     def end_taint(self, node: str) -> None:
-        """Out of service no longer; what was begun meanwhile goes on for a while."""
+        """Out of service no longer; what was begun meanwhile goes on for a while, if anything was."""
+        attachments = self.world.kubernetes.objects(kinds.ATTACHMENTS)
+        is_left = any(found["spec"]["nodeName"] == node for found in attachments)
+        until = self.world.now + (LASTING if is_left else timedelta(0))
         with contextlib.suppress(LookupError):
             found = self._really(self.world.machine(node))
             for hand in self.hands:
                 if found is not None and hand.vm_id == found.vm_id and not hand.disk:
-                    hand.until = min(hand.until, self.world.now + LASTING)
+                    hand.until = min(hand.until, until)
 
     def note_attachment(self, name: str) -> None:
         """A VolumeAttachment is deleted, or let go."""
@@ -329,7 +333,15 @@ class Keeper:
                 with contextlib.suppress(LookupError):
                     machine = self._really(self.world.machine(found["spec"]["nodeName"]))
                     if machine is not None:
-                        self._hand(machine.vm_id, "")
+                        self._hand(machine.vm_id, self._disk_of(found))
+
+    def _disk_of(self, attachment: Any) -> str:
+        """Of a VolumeAttachment, lower case; "" when its PersistentVolume is gone."""
+        volume = attachment["spec"]["source"]["persistentVolumeName"]
+        for found in self.world.kubernetes.objects(VOLUMES):
+            if found["metadata"]["name"] == volume:
+                return str(found["spec"]["csi"]["volumeHandle"]).lower()
+        return ""
 
     def _hand(self, vm_id: str, disk: str, lasting: timedelta = LASTING) -> None:
         self.hands.append(Hand(vm_id, disk, self.world.now, self.world.now + lasting))
@@ -338,8 +350,8 @@ class Keeper:
         """Of I1 to I21 and L1 to L5, over all that the app did; and disks it had a hand in corrupting.
 
         Where Azure answered out of the past, no evidence can show what others have begun meanwhile. A write
-        beside theirs, which Azure itself keeps apart, is excused then, and so is to power off a machine that
-        is going down already; nothing else is.
+        beside theirs, which Azure itself keeps apart, is excused then, and so are a fence of a machine that
+        is going down already and a taint for one that has begun to boot; nothing else is.
         """
         misled = {moment.title for moment in self.witness.moments if self._was_told_the_past(moment)}
         found = self.witness.violations(str(found) for found in self.own_corruptions())

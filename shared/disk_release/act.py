@@ -23,6 +23,7 @@ from shared.disk_release.policy import DiskReleasePolicy
 from shared.disk_release.proof import prove
 from shared.disk_release.rules import broken
 from shared.disk_release.state import (
+    CONFLICT,
     FORBIDDEN,
     NOT_FOUND,
     ArmWrite,
@@ -215,6 +216,8 @@ def _refused(write: ArmWrite, error: AutomationError, vm: str, place: Place) -> 
     code = "Throttled" if isinstance(error, ThrottledError) else code
     code = FORBIDDEN if isinstance(error, ForbiddenError) else code
     code = NOT_FOUND if isinstance(error, NotFoundError) else code
+    # A VM in failed state answers 409 too, and will until it is repaired or its disks are forced off.
+    code = CONFLICT if isinstance(error, ConflictError) and code != "OperationNotAllowed" else code
     state = settle.failed(place.memory.state, release, write, place.now(), code=code, message=str(error))
     place.memory.save(state)
 

@@ -15,6 +15,7 @@ from datetime import datetime
 
 from shared.disk_release.observation import Fact, Observation
 from shared.disk_release.state import (
+    CONFLICT,
     NOT_FOUND,
     REQUEST_TIMEOUT,
     ArmWrite,
@@ -29,7 +30,7 @@ from shared.model.disk import Machine
 from shared.model.plan import ActionKind
 
 IN_TRANSITION = frozenset({"Updating", "Creating", "Deleting", "Migrating"})
-NEVER_TAKEN_UP = frozenset({"NeverArrived", "Throttled", "Conflict", "AnotherOperationInProgress", NOT_FOUND})
+NEVER_TAKEN_UP = frozenset({"NeverArrived", "Throttled", CONFLICT, "AnotherOperationInProgress", NOT_FOUND})
 """Of requests that have changed nothing: not there, too many, one at a time, or no such VM."""
 DETACHES = frozenset({ActionKind.DETACH_DISK, ActionKind.FORCE_DETACH_DISK})
 

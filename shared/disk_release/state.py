@@ -27,6 +27,9 @@ FORBIDDEN = "Forbidden"
 NOT_FOUND = "NotFound"
 """Code of a write that Azure refused as it did not find the VM: the next reads tell whether that is so."""
 
+CONFLICT = "Conflict"
+"""Code of a write that Azure refused because of something else that is under way."""
+
 FORGET_AFTER = timedelta(hours=6)
 """Sightings not renewed, and notes on what is over, are dropped after this."""
 

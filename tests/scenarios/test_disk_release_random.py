@@ -251,7 +251,7 @@ class Story:
         reasons = set(self.app.left_alone().values())
         if not self.policy["force"] and reasons & {"PlainDetachFailed"}:
             return False  # the policy leaves it to people
-        if reasons & {"ClusterIsNotFrozen", "FencesAreWithinLimits"}:
+        if reasons & {"ClusterIsNotFrozen", "FencesAreWithinLimits", "PowerMoves"}:
             return False
         if self.world.nodes(ready=True) == []:
             return False
