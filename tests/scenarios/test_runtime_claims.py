@@ -42,6 +42,11 @@ class Scene:
     trace: Path
     kept: Claim | None = None
 
+    def start(self, name: str, *arguments: str, **more: str) -> subprocess.Popen[bytes]:
+        """A worker, which is killed at the end if it still runs."""
+        self.processes[name] = world.start_worker(self.settings, *arguments, **more)
+        return self.processes[name]
+
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
@@ -68,15 +73,14 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 def _start_holders(scene: Scene, directory: Path) -> None:
     for what in FROZEN:
-        scene.processes[what] = world.start_worker(scene.settings, "stop-at", what, what)
+        scene.start(what, "stop-at", what, what)
     hold = directory / "hold"
     hold.touch()
     world.wish(scene.clients, "killed", "first")
     send_nudge(scene.clients, Nudge(cluster="killed", automation=world.AUTOMATION, reason="Test"))
-    killed = world.start_worker(
-        scene.settings, "once", world.AUTOMATION, PROBE_HOLD=str(hold), PROBE_TRACE=str(scene.trace)
+    killed = scene.start(
+        "killed", "once", world.AUTOMATION, PROBE_HOLD=str(hold), PROBE_TRACE=str(scene.trace)
     )
-    scene.processes["killed"] = killed
     for what in FROZEN:
         _until(lambda what=what: _is_stopped(scene.processes[what].pid), f"{what} to freeze")
     _until(lambda: _has_lines(scene.trace), "the pass to begin")
@@ -156,7 +160,7 @@ def test_a_paused_holder_notices_at_its_next_check(scene: Scene) -> None:
 
 def test_a_holder_killed_in_its_pass_is_replaced_after_its_lease_and_the_work_done_once(scene: Scene) -> None:
     send_nudge(scene.clients, Nudge(cluster="killed", automation=world.AUTOMATION, reason="Tick"))
-    worker = world.start_worker(scene.settings, "once", world.AUTOMATION, PROBE_TRACE=str(scene.trace))
+    worker = scene.start("second", "once", world.AUTOMATION, PROBE_TRACE=str(scene.trace))
     assert worker.wait(240) == 0
     assert len(world.effects(scene.clients, "killed")) == 1
     assert scene.clients.claims.state("killed", world.AUTOMATION).epoch == 2
@@ -207,10 +211,10 @@ def test_500_nudges_during_a_pass_cause_exactly_one_more(scene: Scene, tmp_path:
     more = {"PROBE_HOLD": str(hold), "PROBE_TRACE": str(trace)}
     nudge = Nudge(cluster="busy", automation=world.AUTOMATION, reason="Test")
     send_nudge(scene.clients, nudge)
-    first = world.start_worker(scene.settings, "drain", **more)
+    first = scene.start("first", "drain", **more)
     _until(lambda: _has_lines(trace), "the pass to begin")
     _send_many(scene.clients, nudge, 500)
-    others = [world.start_worker(scene.settings, "drain", **more) for _ in range(2)]
+    others = [scene.start(f"other {number}", "drain", **more) for number in range(2)]
     _until(lambda: scene.clients.queue(world.AUTOMATION).count() <= 1, "the burst to be taken off")
     hold.unlink()
     assert [process.wait(240) for process in (first, *others)] == [0, 0, 0]
@@ -226,7 +230,7 @@ def test_200_nudges_that_lie_in_the_queue_cause_at_most_two_passes(scene: Scene,
     trace = tmp_path / "trace"
     nudge = Nudge(cluster="burst", automation=world.AUTOMATION, reason="Test")
     _send_many(scene.clients, nudge, 200)
-    workers = [world.start_worker(scene.settings, "drain", PROBE_TRACE=str(trace)) for _ in range(2)]
+    workers = [scene.start(f"burst {number}", "drain", PROBE_TRACE=str(trace)) for number in range(2)]
     assert [process.wait(240) for process in workers] == [0, 0]
     lines = [line.split()[3] for line in trace.read_text().splitlines()]
     assert lines in (["begin", "end"], ["begin", "end"] * 2)
