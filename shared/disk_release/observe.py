@@ -191,14 +191,16 @@ class _Look:
 def spared_machines(observation: Observation, now: datetime) -> frozenset[str]:
     """Machines found off that need no further read: Kubernetes is detaching, or the disks are free.
 
-    The node must still be NotReady and out of service: one that comes back is read again, and so is one whose
-    taint Kubernetes refused.
+    The node must still be NotReady, and out of service while a VolumeAttachment names it: one that comes back
+    is read again, and so is one whose taint Kubernetes refused.
     """
     found = set()
     turn = observation.policy.limits.detach_after
     for vm, release in observation.state.releases.items():
         node = observation.nodes.get(release.node)
-        if release.open_write or node is None or node.is_ready or not node.out_of_service:
+        if release.open_write or node is None or node.is_ready:
+            continue
+        if not node.out_of_service and observation.attachments_of_node.get(node.name):
             continue
         owned = [d for d in release.disks if d not in observation.census or _is_owned(observation, d, vm)]
         is_turn = release.tainted_at is not None and now < release.tainted_at + turn
