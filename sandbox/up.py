@@ -62,18 +62,23 @@ class Slot:
     @classmethod
     def take(cls, name: str) -> Slot:
         """NameTakenError while the world of that name lives."""
-        RUNNING.mkdir(mode=0o700, exist_ok=True)
         path = RUNNING / f"{name}.json"
         while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            with suppress(FileExistsError):
+                RUNNING.mkdir(mode=0o700)
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            except FileNotFoundError:  # the last world has ended just now, and the directory with it
+                continue
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(descriptor)
                 raise NameTakenError(name) from None
             # The one before may have removed the file between our opening and our locking it.
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                return cls(path, descriptor)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return cls(path, descriptor)
             os.close(descriptor)
 
     def read(self) -> Record | None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import urllib3
 
 from sandbox import tools
 from sandbox.controlplane import AssetsMissingError, find_assets
-from sandbox.up import Record
+from sandbox.up import Record, Slot
 
 pytestmark = pytest.mark.azurite
 READY_SECONDS = 90 if "PYTEST_XDIST_WORKER" in os.environ else 10
@@ -179,3 +180,18 @@ def test_a_killed_world_with_the_real_control_plane_is_cleared_away(sandbox, tmp
     assert any("kube-apiserver" in line for line in left_of(tmp_path))
     assert sandbox("down").returncode == 0
     assert left_of(tmp_path) == []
+
+
+def test_worlds_that_end_and_begin_at_once_do_not_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last that ends takes the directory along, which the next may be about to use."""
+    monkeypatch.setattr("sandbox.up.RUNNING", tmp_path / "running")
+
+    def come_and_go(name: str) -> None:
+        for _ in range(300):
+            Slot.take(name).release()
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(come_and_go, ["one", "two", "three"]))
+    assert list(tmp_path.iterdir()) == []
