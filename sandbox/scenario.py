@@ -646,13 +646,14 @@ class World:
 
     def _told_lun(self, disk: str, node: str) -> int:
         for attachment in self._objects.all(kinds.ATTACHMENTS):
-            if attachment["spec"]["nodeName"] == node and self._handle_of(attachment) == disk.lower():
+            if attachment["spec"]["nodeName"] == node and self.disk_of(attachment) == disk.lower():
                 told = attachment["status"].get("attachmentMetadata") or {}
                 if "LUN" in told:
                     return int(told["LUN"])
         raise LookupError(f"nobody has said at which LUN {disk} is on {node}")
 
-    def _handle_of(self, attachment: Document) -> str:
+    def disk_of(self, attachment: Document) -> str:
+        """The disk that a VolumeAttachment is about, lower case; "" when its PersistentVolume is gone."""
         name = attachment["spec"]["source"].get("persistentVolumeName") or ""
         volume = self._objects.get(VOLUMES, name)
         return str(volume["spec"]["csi"]["volumeHandle"]).lower() if volume is not None else ""
@@ -663,7 +664,7 @@ class World:
         except LookupError:
             return False
         for attachment in self._objects.all(kinds.ATTACHMENTS):
-            if attachment["spec"]["nodeName"] == node and self._handle_of(attachment) == disk.lower():
+            if attachment["spec"]["nodeName"] == node and self.disk_of(attachment) == disk.lower():
                 return True
         return False
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,7 +23,6 @@ from sandbox.arm import LocalArm
 from sandbox.arm.truth import Corruption, Machine
 from sandbox.asgi import Recorded
 from sandbox.kube import kinds
-from sandbox.kube.volumes import VOLUMES
 from sandbox.scenario import World, disk_name
 from sandbox.witness import Witness, lists_of
 from shared import work
@@ -333,15 +332,7 @@ class Keeper:
                 with contextlib.suppress(LookupError):
                     machine = self._really(self.world.machine(found["spec"]["nodeName"]))
                     if machine is not None:
-                        self._hand(machine.vm_id, self._disk_of(found))
-
-    def _disk_of(self, attachment: Any) -> str:
-        """Of a VolumeAttachment, lower case; "" when its PersistentVolume is gone."""
-        volume = attachment["spec"]["source"]["persistentVolumeName"]
-        for found in self.world.kubernetes.objects(VOLUMES):
-            if found["metadata"]["name"] == volume:
-                return str(found["spec"]["csi"]["volumeHandle"]).lower()
-        return ""
+                        self._hand(machine.vm_id, self.world.disk_of(found))
 
     def _hand(self, vm_id: str, disk: str, lasting: timedelta = LASTING) -> None:
         self.hands.append(Hand(vm_id, disk, self.world.now, self.world.now + lasting))
@@ -396,8 +387,12 @@ class Keeper:
 
     def left_alone(self) -> dict[str, str]:
         """Reasons of the last pass by subject."""
+        return {left["subject"]: left["reason"] for left in self.left()}
+
+    def left(self) -> Sequence[Any]:
+        """All that the last pass left alone: subject, reason, message."""
         summary = self.clients().journal.summary(CLUSTER, AUTOMATION)
-        return {left["subject"]: left["reason"] for left in (summary.left_alone if summary else ())}
+        return summary.left_alone if summary else ()
 
     def journal(self) -> list[Any]:
         return list(reversed(self.clients().journal.entries([(CLUSTER, AUTOMATION)], limit=500)))

@@ -212,14 +212,27 @@ def _refused(write: ArmWrite, error: AutomationError, vm: str, place: Place) -> 
     """Azure did not take the request."""
     release = place.memory.state.release_of(vm)
     assert release is not None, "it was announced"
-    code = getattr(error, "code", None) or type(error).__name__
-    code = "Throttled" if isinstance(error, ThrottledError) else code
-    code = FORBIDDEN if isinstance(error, ForbiddenError) else code
-    code = NOT_FOUND if isinstance(error, NotFoundError) else code
-    # A VM in failed state answers 409 too, and will until it is repaired or its disks are forced off.
-    code = CONFLICT if isinstance(error, ConflictError) and code != "OperationNotAllowed" else code
-    state = settle.failed(place.memory.state, release, write, place.now(), code=code, message=str(error))
+    message = str(error)
+    state = settle.failed(
+        place.memory.state, release, write, place.now(), code=_code_of(error), message=message
+    )
     place.memory.save(state)
+
+
+def _code_of(error: AutomationError) -> str:
+    """Azure's own, but for refusals that are told apart by their kind."""
+    code = getattr(error, "code", None) or type(error).__name__
+    match error:
+        case ThrottledError():
+            return "Throttled"
+        case ForbiddenError():
+            return FORBIDDEN
+        case NotFoundError():
+            return NOT_FOUND
+        # A VM in failed state answers 409 too, and will until it is repaired or its disks are forced off.
+        case ConflictError() if code != "OperationNotAllowed":
+            return CONFLICT
+    return code
 
 
 def _send(action: Action, place: Place) -> Begun:

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
 from shared.disk_release import state as states
-from shared.disk_release.cases import tainted_since
+from shared.disk_release.cases import Case, tainted_since
 from shared.disk_release.decide import decide, verdicts
 from shared.disk_release.memory import remember
 from shared.disk_release.observation import Observation
@@ -623,12 +623,15 @@ def not_twice(trace: Trace) -> Iterator[str]:
             pair = (key(case.disk_id), key(moment.scene.vm))
             mine = (*pair, str(moment.action.parameters["vmId"]))  # a new machine of that name is another one
             before = last.get(mine)
-            changed = case.disk.value.owner_changed_at if case.disk.value else None
             is_again = before is not None and before[0] != epoch and moment.at - before[1] < window
-            was_freed = before is not None and (changed is None or changed > before[1])
-            if pair in noted or (is_again and was_freed):
+            if pair in noted or (is_again and before and _has_changed_hands(case, before[1])):
                 yield f"{moment.title}: {case.name} was released a short time ago"
             last[mine] = (epoch, moment.at)
+
+
+def _has_changed_hands(case: Case, since: datetime) -> bool:
+    changed = case.disk.value.owner_changed_at if case.disk.value else None
+    return changed is None or changed > since
 
 
 @invariant("L3")

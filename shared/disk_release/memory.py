@@ -12,11 +12,11 @@ from datetime import datetime
 
 from shared.disk_release import state as states
 from shared.disk_release.cases import Case, cases, disk_fact
-from shared.disk_release.observation import Observation
+from shared.disk_release.observation import Fact, Observation
 from shared.disk_release.rules import AT_REST, MOVING_POWER, UNKNOWN_POWER
 from shared.disk_release.settle import Standing, judge_all, note
 from shared.disk_release.state import FORBIDDEN, Release, ReleaseState, WriteState
-from shared.model.disk import Machine, key
+from shared.model.disk import Attachment, Disk, Machine, key
 from shared.model.plan import ActionKind
 
 Seen = tuple[str, datetime, bool]
@@ -50,8 +50,8 @@ def _sightings(observation: Observation) -> Iterator[Seen]:
         yield states.off(vm), machine.read_at, is_off
         yield states.started(vm), machine.read_at, was_off and not is_off and machine.value is not None
         yield states.updating(vm), machine.read_at, machine.value is not None and _is_moving(machine.value)
-    for resource_id in (*observation.machines, *observation.disks):
-        fact = observation.machines.get(resource_id) or observation.disks[resource_id]
+    facts: dict[str, Fact[Machine] | Fact[Disk]] = {**observation.machines, **observation.disks}
+    for resource_id, fact in facts.items():
         if fact.read_at is not None:
             yield states.unknown(resource_id), fact.read_at, fact.is_unknown
     yield from _of_cases(observation)
@@ -75,13 +75,13 @@ def _of_cases(observation: Observation) -> Iterator[Seen]:
         if is_nodeless or states.gone_node(key(case.vm)) in observation.state.seen:
             yield states.gone_node(key(case.vm)), observation.now, is_nodeless
         if case.attachment is not None:
-            yield states.unclaimed(case.attachment.name), observation.now, _is_unclaimed(case)
+            is_unclaimed = _is_unclaimed(case, case.attachment)
+            yield states.unclaimed(case.attachment.name), observation.now, is_unclaimed
 
 
-def _is_unclaimed(case: Case) -> bool:
-    attachment, node = case.attachment, case.node
-    is_there = attachment is not None and attachment.attached and not attachment.is_deleting
-    return is_there and node is not None and node.is_ready and not case.pods_here
+def _is_unclaimed(case: Case, attachment: Attachment) -> bool:
+    is_alive = case.node is not None and case.node.is_ready
+    return is_alive and attachment.attached and not attachment.is_deleting and not case.pods_here
 
 
 def _follow(state: ReleaseState, release: Release, observation: Observation, now: datetime) -> ReleaseState:

@@ -204,6 +204,10 @@ class _Look:
         sighting = self.case.observation.state.seen.get(name)
         return sighting.first if sighting else self.now
 
+    def due(self, name: str) -> datetime:
+        """Until when Kubernetes or Azure has to have changed what has been seen."""
+        return self.since(name) + self.policy.limits.kubernetes_deadline
+
 
 def evidence(case: Case, now: datetime) -> list[str]:
     """What is known of the pair, one short fact each."""
@@ -305,7 +309,7 @@ def _unknown(look: _Look) -> _Answer | None:
             message = f"{name} may not be read ({fact.why}); its state is unknown"
             return look.report("-", "Forbidden", message, "the role of docs/disk-release.md would tell")
         message = f"the state of {name} is unknown ({fact.why})"
-        until = look.since(states.unknown(resource_id)) + look.policy.limits.kubernetes_deadline
+        until = look.due(states.unknown(resource_id))
         return look.wait("-", "Unknown", message, until, "an answer would tell")
     return None
 
@@ -473,12 +477,10 @@ def _open_write(look: _Look) -> _Answer | None:
 
 
 def _power_moves(look: _Look) -> _Answer | None:
-    power = look.machine.power
+    power, until = look.machine.power, look.due(states.updating(look.case.vm))
     if power in MOVING_POWER:
-        until = look.since(states.updating(look.case.vm)) + look.policy.limits.kubernetes_deadline
         return look.wait("S2", "PowerMoves", f"VM {look.vm_name} is {power}: neither on nor off", until)
     if power in UNKNOWN_POWER:
-        until = look.since(states.updating(look.case.vm)) + look.policy.limits.kubernetes_deadline
         message = f"Azure does not know whether VM {look.vm_name} runs"
         return look.wait("S21", "PowerUnknown", message, until)
     return None
@@ -492,7 +494,7 @@ def _off(look: _Look) -> _Answer | None:
         return _off_without_node(look)
     if node.is_ready:
         message = f"VM {look.vm_name} is {look.machine.power} and its node not yet NotReady"
-        until = look.since(states.off(look.case.vm)) + look.policy.limits.kubernetes_deadline
+        until = look.due(states.off(look.case.vm))
         return look.wait("S2", "NodeNotYetSilent", message, until)
     since = tainted_since(node, look.case.observation)
     if since is None:
@@ -578,7 +580,7 @@ def _silent(look: _Look) -> _Answer | None:
     if node is None:
         message = f"the Node of running VM {look.vm_name} is gone; what it mounts may be in use"
         name = look.case.node_name or key(look.case.vm)
-        until = look.since(states.gone_node(name)) + look.policy.limits.kubernetes_deadline
+        until = look.due(states.gone_node(name))
         return look.wait(
             "S1", "NodeGoneVmRuns", message, until, "power the VM off, or let its kubelet register"
         )
@@ -682,7 +684,7 @@ def _deleting(look: _Look, attachment: Attachment) -> _Answer:
 
 def _unclaimed(look: _Look, attachment: Attachment) -> _Answer:
     """Attached, and no pod of the node uses it."""
-    until = look.since(states.unclaimed(attachment.name)) + look.policy.limits.kubernetes_deadline
+    until = look.due(states.unclaimed(attachment.name))
     if look.case.is_in_use:
         message = f"its pod is gone, and node {look.case.node_name} still has it mounted"
         advice = "restart the disk driver's pod on that node; if that does not help, drain it and fence"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from disk_release_world import AUTOMATION, CLUSTER, OUT_OF_SERVICE, TICK, Keeper
+from disk_release_world import OUT_OF_SERVICE, TICK, Keeper
 
 from sandbox.arm import QUOTED
 from sandbox.arm.core import ArmError, Ending
@@ -190,8 +190,7 @@ class Story:
 
     def waits(self) -> list[str]:
         """What is still waited for though nothing has happened for longer than any deadline."""
-        summary = self.app.clients().journal.summary(CLUSTER, AUTOMATION)
-        left = summary.left_alone if summary else ()
+        left = self.app.left()
         return [f"{one['subject']}: {one['message']}" for one in left if one["message"].startswith("Wait")]
 
     def left_tainted(self) -> list[str]:

@@ -199,14 +199,11 @@ def test_s2_a_detach_that_azure_refused_for_the_moment_is_asked_for_again(
 def test_s2_a_machine_that_stays_half_way_down_is_reported_in_the_end(world: World, keep: Any) -> None:
     app, dead = keep(), world.pod("db-0").node
     world.kill_kubelet(dead)
-    resource = world.arm.core.state.find(world.machine(dead))
-    assert resource is not None
-    resource.hidden["power"] = "deallocating"  # and no operation is under way
+    _let_power_be(world, dead, "deallocating")  # and no operation is under way
     app.run(300)
     assert app.left_alone()[f"db-0 on {dead}"] == "PowerMoves"
     app.run(600)
-    summary = app.clients().journal.summary("prod", "disk-release")
-    (line,) = (left["message"] for left in summary.left_alone if left["reason"] == "PowerMoves")
+    (line,) = (left["message"] for left in app.left() if left["reason"] == "PowerMoves")
     assert line.startswith("Report (S2)") and "is deallocating: neither on nor off; overdue since" in line
 
 
@@ -407,8 +404,7 @@ def test_s9_a_disk_that_its_kubelet_never_unmounts_is_reported(world: World, kee
     world.delete_pod("db-0", grace=0)
     app.run(900)
     assert app.left_alone()[f"db-0 on {node}"] == "UnmountStuck" and app.writes() == []
-    summary = app.clients().journal.summary("prod", "disk-release")
-    assert any(left["message"].startswith("Report (S9)") for left in summary.left_alone)
+    assert any(left["message"].startswith("Report (S9)") for left in app.left())
 
 
 def test_s10_an_attachment_whose_volume_is_gone_is_let_go(world: World, keep: Any) -> None:
@@ -448,6 +444,12 @@ def test_s18_a_disk_with_an_active_export_is_reported(world: World, keep: Any) -
     assert app.events() == []
 
 
+def _let_power_be(world: World, node: str, power: str) -> None:
+    resource = world.arm.core.state.find(world.machine(node))
+    assert resource is not None
+    resource.hidden["power"] = power
+
+
 def _let_want(world: World, disk: str, **volume: Any) -> None:
     """A pod wants that disk on node c, by a volume that says nothing about zones."""
     world.add_volume("pv-wanted", disk, claim="wanted")
@@ -480,8 +482,7 @@ def test_s19_a_disk_that_the_driver_never_attaches_is_reported(world: World, kee
     _let_want(world, world.arm.add_disk("late"))
     app.run(900)
     assert app.left_alone()["late on c"] == "Attaching" and app.writes() == []
-    summary = app.clients().journal.summary("prod", "disk-release")
-    assert any(left["message"].startswith("Report (S19)") for left in summary.left_alone)
+    assert any(left["message"].startswith("Report (S19)") for left in app.left())
 
 
 def test_s20_a_volume_that_names_no_disk_is_reported(world: World, keep: Any) -> None:
@@ -499,13 +500,10 @@ def test_s21_a_machine_of_which_azure_does_not_know_whether_it_runs_is_never_fen
 ) -> None:
     app, dead = keep(), world.pod("db-0").node
     world.kill_kubelet(dead)
-    resource = world.arm.core.state.find(world.machine(dead))
-    assert resource is not None
-    resource.hidden["power"] = "unknown"
+    _let_power_be(world, dead, "unknown")
     app.run(900)
     assert app.left_alone()[f"db-0 on {dead}"] == "PowerUnknown" and app.writes() == []
-    summary = app.clients().journal.summary("prod", "disk-release")
-    assert any("overdue since" in left["message"] for left in summary.left_alone)
+    assert any("overdue since" in left["message"] for left in app.left())
 
 
 def test_s17_two_nodes_that_hold_each_others_disks_both_let_go(world: World, keep: Any) -> None:
