@@ -529,17 +529,14 @@ def _off_without_node(look: _Look) -> _Answer:
 def _detach(look: _Look) -> _Answer:
     """Off, and Kubernetes had its turn: a plain detach, then force, then people."""
     attachment = look.attachment
-    if not look.case.is_owned:
-        message = "the disk is free; its VolumeAttachment is about to go"
-        until = look.now + look.policy.limits.kubernetes_deadline
-        if attachment is not None and attachment.deleting_since is not None:
-            until = attachment.deleting_since + look.policy.limits.kubernetes_deadline
-        return look.wait("S2", "AttachmentGoes", message, until)
     if attachment is not None and not attachment.is_deleting:
-        # Else a pod could use it again, without anybody asking Azure, once the VM is started.
+        # Else a pod could use it again, without anybody asking Azure, once the VM is started. Of a disk that
+        # somebody took by hand, it is all that keeps it from other nodes.
         message = f"the attachment outlives the taint; VM {look.vm_name} is {look.machine.power}"
         step = ActionKind.DELETE_VOLUME_ATTACHMENT
         return look.act(Kind.RELEASE, "S2", "AttachmentStays", message, step, Ground.LOST)
+    if not look.case.is_owned:
+        return NOTHING if attachment is None else _leaving(look, attachment)
     plain, forced = _last(look, ActionKind.DETACH_DISK), _last(look, ActionKind.FORCE_DETACH_DISK)
     if forced is not None:
         message = f"neither a plain nor a forced detach took it from {look.vm_name}: {forced.message}"

@@ -109,6 +109,12 @@ ACTIONS: dict[str, tuple[Callable[[], Scene], ActionKind, str, str]] = {
         "Release",
         "S2",
     ),
+    "S2 attachment not even deleted, the disk taken by hand": (
+        lambda: stopped().detach("d1", "a").taint("a", age=100).no_pod().releasing("a", FENCED, tainted=100),
+        ActionKind.DELETE_VOLUME_ATTACHMENT,
+        "Release",
+        "S2",
+    ),
     "S2 node gone, VM stopped": (
         lambda: stopped().no_pod().gone_node("a").releasing("a"),
         ActionKind.DELETE_VOLUME_ATTACHMENT,
