@@ -33,6 +33,7 @@ from shared.disk_release.rules import (
     let_go,
     not_ready,
     silent_for,
+    taken_underneath,
     why_attacher_cannot,
 )
 from shared.disk_release.state import WriteState
@@ -502,12 +503,15 @@ def minimal(moment: Moment) -> str:
     return "" if kept <= left | {e.key for e in after.data_disks} else "it took more disks than approved"
 
 
-@each("I16", ActionKind.DETACH_DISK)
+@each("I16", ActionKind.DETACH_DISK, ActionKind.REAPPLY_VM)
 def luns(moment: Moment) -> str:
-    """Under a VM that goes on running nobody else may have the LUN."""
+    """Under a VM that goes on running nobody else may have the LUN, and none that is mounted becomes free."""
     machine, scene = moment.machine, moment.scene
     if machine is None or machine.is_off:
         return ""
+    if moment.kind is ActionKind.REAPPLY_VM:
+        taken = taken_underneath(scene)
+        return f"the LUN of {', '.join(taken)} would be given to the next disk" if taken else ""
     mine = {entry.lun for case in scene.cases if (entry := machine.entry(case.disk_id))}
     own = {attachment.name for attachment in attachments_of(scene)}
     others = moment.truth.attachments_of_node.get(str(moment.action.parameters["node"]), ())

@@ -697,6 +697,27 @@ def let_go(scene: Scene) -> Iterator[Case]:
             )
 
 
+@rule("every disk that Kubernetes holds attached there is in the VM's list", "I16")
+def repair_frees_no_lun(scene: Scene) -> Answer:
+    """A repaired VM takes disks again, the first of them at the lowest free LUN. If that was the LUN of a disk
+    that was taken behind the cluster's back, what still mounts that disk would write to the new one.
+    """
+    taken = taken_underneath(scene)
+    return not taken, f"taken from it underneath: {', '.join(taken) or 'none'}"
+
+
+def taken_underneath(scene: Scene) -> list[str]:
+    """VolumeAttachments that say attached, of disks that are not in the VM's list."""
+    machine, volumes = scene.machine.value, scene.observation.volumes
+    found = []
+    for attachment in scene.observation.attachments_of_node.get(scene.text("node"), ()):
+        volume = volumes.get(attachment.volume)
+        is_ours = attachment.attached and attachment.driver == DISK_DRIVER
+        if is_ours and volume and machine and machine.entry(volume.handle) is None:
+            found.append(attachment.name)
+    return found
+
+
 @rule("the VM was not reapplied before in this release", "I14")
 def repair_is_the_first(scene: Scene) -> Answer:
     before = scene.release.last(ActionKind.REAPPLY_VM) if scene.release else None
@@ -848,6 +869,7 @@ REQUIRED: dict[tuple[ActionKind, str], tuple[str, ...]] = {
         "RepairIsAllowed",
         "RepairIsTheFirst",
         "RepairTakesNothingInUse",
+        "RepairFreesNoLun",
         "ClusterIsNotFrozen",
     ),
     (ActionKind.BREAK_LEASE, ""): (

@@ -41,7 +41,7 @@ REST, STILL = 180.0, 960.0
 ticks of the timer; where something is left, longer than any deadline of the policy and of the cluster."""
 STEP = 5.0
 LEFT_TO_PEOPLE = frozenset(
-    {"DetachFailed", "VmFailed", "RepairTakesNothingInUse", "ClusterIsNotFrozen", "PowerMoves"}
+    "DetachFailed VmFailed RepairTakesNothingInUse RepairFreesNoLun ClusterIsNotFrozen PowerMoves".split()
 )
 """Why a disk that nothing asked for may stay where it is."""
 MACHINES = "/providers/Microsoft.Compute/virtualMachine"
@@ -169,8 +169,9 @@ class Story:
         pods = [pod for pod in self.world.pods("db") if pod.is_running]
         wanted = {(f"pv-{pod.name}", pod.node, True) for pod in pods}
         is_running = len(pods) == self.replicas and set(self.world.attachments()) == wanted
-        is_waited_for = self.app.state.get("releases") or self.left_tainted() or self.zombies()
-        return is_running and not is_waited_for
+        if not is_running or self.app.state.get("releases"):
+            return False
+        return not (self.left_tainted() or self.zombies() or self.waits())
 
     def end(self) -> None:
         """Nothing keeps it in memory: there may be thousands after it."""

@@ -193,6 +193,9 @@ CHANGES: dict[str, Change] = {
     "no plain detach was tried": _writes(FENCED),
     "the disk is the VM's system": lambda scene: scene.disk("d1", os_type="Linux"),
     "the disk left the VM": lambda scene: scene.detach("d1", "a"),
+    "another disk was taken from the VM by hand": lambda scene: scene.volume(
+        "d9", node="a", pod="db-9"
+    ).detach("d9", "a"),
     "the disk is shared": lambda scene: scene.disk("d1", max_shares=2),
     "the disk is foreign": _foreign,
     "the disk is exported": lambda scene: scene.disk("d1", state="ActiveSAS"),
