@@ -699,7 +699,7 @@ def let_go(scene: Scene) -> Iterator[Case]:
 
 @rule("every disk that Kubernetes holds attached there is in the VM's list", "I16")
 def repair_frees_no_lun(scene: Scene) -> Answer:
-    """A repaired VM takes disks again, the first of them at the lowest free LUN. If that was the LUN of a disk
+    """A repaired VM takes disks again, the first of them at the lowest free LUN. If that was the LUN of one
     that was taken behind the cluster's back, what still mounts that disk would write to the new one.
     """
     taken = taken_underneath(scene)
