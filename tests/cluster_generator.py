@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from random import Random
 from typing import Any
 
@@ -23,6 +24,8 @@ APPS = ("web", "db", "cache", "batch")
 DAEMON = {"cpu": "100m", "memory": "64Mi"}
 WITH_MORE = 1_001
 """From this seed on some pods that wait are gated, and some that run are being deleted."""
+WITH_NOMINATED = 2_001
+"""From this seed on some of those give way to a pod for which the scheduler has chosen their node."""
 Document = dict[str, Any]
 
 
@@ -35,6 +38,7 @@ class _Generator:
     def __init__(self, seed: int) -> None:
         self.seed, self.random = seed, Random(seed)
         self._claims, self._has_more = 0, seed >= WITH_MORE
+        self._has_nominated = seed >= WITH_NOMINATED
         self.made = Case()
         self.made.policy["scaleUp"] = {"strategy": ["least-waste"]}
         if self.random.random() < 0.25:
@@ -62,6 +66,9 @@ class _Generator:
             for number in range(self.random.randint(0, 2)):
                 self._running(name, number)
         self._pending()
+        for name in names if self._has_nominated else ():
+            for number in range(self.random.choice((0, 0, 1, 2))):
+                self._nominated(name, number)
         return self.made
 
     # Nodes
@@ -149,10 +156,22 @@ class _Generator:
             document["spec"]["affinity"] = {"podAntiAffinity": _required(self._term(document, HOST))}
         if self.random.random() < 0.1:
             document["spec"]["containers"][0]["ports"] = [self._port()]
-        if self._has_more and self.random.random() < 0.15:
-            document["metadata"]["deletionTimestamp"] = stamp()
+        if self._has_more and self.random.random() < (0.5 if self._has_nominated else 0.15):
+            document["metadata"]["deletionTimestamp"] = stamp(timedelta(seconds=-20))
         document["spec"]["nodeName"] = node
         document["status"] = {"phase": "Running"}
+        self.made.pods.append(document)
+
+    def _nominated(self, node: str, number: int) -> None:
+        """A pod that may go to that node alone, for which the scheduler has chosen it; the first of all."""
+        document = self._pod(f"first-{node}-{number}", self.random.choice(list(NAMESPACES)))
+        document["metadata"]["labels"] = self._labels()
+        self._requests(document)
+        document["spec"] |= {"priorityClassName": "high", "priority": PRIORITIES["high"]}
+        for feature in self.random.sample([self._far, self._spread, self._host_port, self._sidecar], 1):
+            feature(document)
+        self._node_terms(document, [_only(node)])
+        document["status"] = {"phase": "Pending", "nominatedNodeName": node}
         self.made.pods.append(document)
 
     def _labels(self) -> dict[str, str]:
@@ -359,6 +378,10 @@ class _Generator:
             claim["spec"]["storageClassName"] = kind
         self.made.more["persistentvolumeclaims"].append(claim)
         return name
+
+
+def _only(node: str) -> Document:
+    return {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}
 
 
 def _using(claim: str) -> list[Document]:

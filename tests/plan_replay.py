@@ -47,9 +47,12 @@ def in_order(case: Case, scene: Scene) -> tuple[list[Placement], list[Placement]
     """
     again = _empty(case)
     board, groups = again.board, {group.key: group for group in again.groups}
+    nominated = len(board.placements)  # these have their place from the start
     planned = sorted(row for offer in scene.offers for row in offer.rows)
     single = [
-        one for many in scene.board.placements for one in [Placement(many.group, many.row, 1)] * many.count
+        one
+        for many in scene.board.placements[nominated:]
+        for one in [Placement(many.group, many.row, 1)] * many.count
     ]
     first = next((at for at, one in enumerate(single) if one.row in planned), len(single))
     for one in single[:first]:

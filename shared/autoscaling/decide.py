@@ -119,7 +119,7 @@ def pack(scene: Scene) -> None:
     """
     least = scene.policy.scale_up.min_priority
     wanted = [group for group in rank(scene.groups, scene.offers) if group.priority >= least]
-    scene.packer.settle(_nominated_first(scene, wanted))
+    scene.packer.settle(wanted)
     if not scene.policy.scale_up.enabled:
         return
     hopeful = [one for one in wanted if scene.packer.remaining[one.key]]
@@ -135,12 +135,6 @@ def use_spare(scene: Scene) -> None:
     least = scene.policy.scale_up.min_priority
     left = [group for group in scene.groups if group.priority < least or group.spec.needs_others]
     scene.packer.settle_rest(rank(left, scene.offers))
-
-
-def _nominated_first(scene: Scene, groups: Sequence[Group]) -> list[Group]:
-    """Groups with nominated pods, which the scheduler has promised room, come first."""
-    shapes = {pod.shape for pod in scene.kubernetes.pending if pod.nominated}
-    return sorted(groups, key=lambda one: one.shape not in shapes)
 
 
 def _pack_best(scene: Scene, groups: Sequence[Group]) -> None:

@@ -159,6 +159,11 @@ class Packer:
         while sum(self._fill(group, self.board.open_to(group)) for group in waiting):
             waiting = [group for group in waiting if self.remaining[group.key]]
 
+    def fits_on(self, group: Group, row: int) -> bool:
+        """Whether one pod of the group may go to the row now."""
+        among = self.board.open_to(group) & (1 << row)
+        return not group.trouble and self._place_for_one(group, self.board.company(group), among) is not None
+
     def settle_on(self, group: Group, among: int) -> None:
         """Put what is left of the group on these rows."""
         self._fill(group, among)

@@ -122,6 +122,7 @@ def set_scene(observation: Observation, policy: AutoscalingPolicy, facts: Facts,
     _share_limits(scene)
     balanced = policy.scale_up.balance
     scene.packer = Packer(scene.board, scene.offers, chooses_each=balanced)
+    _keep_nominations(scene)
     return scene
 
 
@@ -356,6 +357,72 @@ def _coming(scene: Scene, pool: Pool) -> Iterator[Node]:
         node = offer.next_node()
         zones[node.zone] += 1
         yield msgspec.structs.replace(node, name=node.name.replace("new node", "node on its way", 1))
+
+
+# Pods for which the scheduler has chosen a node already
+
+
+NOMINATED = 1 << 41
+"""Added to the key of a group of pods that have their place on the board from the start."""
+OVERDUE = timedelta(minutes=2)
+"""A pod that is still there so long after it had to be gone may stay for ever, and its room with it."""
+
+
+def _keep_nominations(scene: Scene) -> None:
+    """Pods that the scheduler has nominated a node for get their place there, the higher priority first. Most
+    of them wait for others to give way, which are being deleted: a node would be ordered for nothing.
+    """
+    for group in sorted(scene.groups, key=lambda one: -one.priority):
+        for pod in [one for one in scene.pods[group.key] if one.nominated]:
+            if reason := _keep_nomination(scene, group, pod):
+                group.count -= 1
+                scene.pods[group.key].remove(pod)
+                scene.waiting.append((pod, *reason))
+
+
+def _keep_nomination(scene: Scene, group: Group, pod: PendingPod) -> tuple[str, str] | None:
+    """Place it, with (reason, message); None if the scheduler could not, even once the others are gone."""
+    row = scene.row_of.get(pod.nominated)
+    if row is None:
+        return None
+    chosen = f"the scheduler has chosen node {pod.nominated} for it"
+    if scene.packer.fits_on(group, row):
+        reason = "FitsExistingNode", f"{chosen}, which has room"
+    elif number := _fits_later(scene, group, row):
+        text = f"{counted(number, 'pod')} of a lower priority"
+        reason = "RoomIsBeingMade", f"{chosen}, where {text} will end"
+    else:
+        return None
+    own = msgspec.structs.replace(group, key=group.key + NOMINATED, count=1)
+    scene.board.place(own, row, 1)
+    scene.pods.setdefault(own.key, []).append(pod)
+    return reason
+
+
+def _fits_later(scene: Scene, group: Group, row: int) -> int:
+    """How many pods are being deleted there once which one of the group fits; 0 if it does not even then."""
+    victims = _giving_way(scene, scene.board.nodes[row].name, group.priority)
+    for victim in victims:
+        scene.board.lift(victim, row, victim.count)
+    is_possible = bool(victims) and scene.packer.fits_on(group, row)
+    for victim in victims:
+        scene.board.lift(victim, row, -victim.count)
+    return sum(victim.count for victim in victims) if is_possible else 0
+
+
+def _giving_way(scene: Scene, node: str, priority: int) -> list[Group]:
+    """Pods on the node that are being deleted and may be so for those of this priority; none when one of them
+    does not come to its end.
+    """
+    load = scene.kubernetes.loads.get(node)
+    if load is None or not load.ending or scene.now - msgspec.convert(load.ending, datetime) > OVERDUE:
+        return []
+    shapes = [(scene.shapes[number], number, count) for number, count in sorted(load.shapes.items())]
+    return [
+        group_of(scene, number, count)
+        for shape, number, count in shapes
+        if shape.is_going and shape.priority < priority
+    ]
 
 
 # Pools as offers

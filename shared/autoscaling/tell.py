@@ -24,7 +24,9 @@ TOLD, SHOWN = "told", "shown"
 
 HELPED = "NewNode"
 """Reason of pods that a planned node is for."""
-SILENT = frozenset({"FitsExistingNode", "NodeOnItsWay", "TooYoung", "Gated", "BelongsToNode"})
+SILENT = frozenset(
+    {"FitsExistingNode", "NodeOnItsWay", "RoomIsBeingMade", "TooYoung", "Gated", "BelongsToNode"}
+)
 """Reasons about which there is nothing to tell."""
 EXPLAINED = 50
 """Pods explained in the status; the journal and `keeper status` have all."""

@@ -181,12 +181,14 @@ class PendingPod(msgspec.Struct, frozen=True, gc=False):
 class Load(msgspec.Struct):
     """What is on one node: sums of requests (`pods` counts them) and how many pods of each shape.
 
-    `names` holds one pod's name of each shape, so that people can be told about it.
+    `names` holds one pod's name of each shape, so that people can be told about it; `ending` is when the
+    first of those that are being deleted has to be gone, as Kubernetes writes times, empty without one.
     """
 
     used: dict[str, int] = {}
     shapes: dict[int, int] = {}
     names: dict[int, str] = {}
+    ending: str = ""
 
 
 # The raw objects, decoded no further than needed; Raw parts are parsed once per shape
@@ -346,6 +348,9 @@ class PodFold:
         meta, node = pod.metadata, pod.spec.node_name
         if node:
             self._place(node, self._shape(pod), meta.name)
+            if meta.deleted_at:
+                load = self.loads[node]
+                load.ending = min(load.ending or meta.deleted_at, meta.deleted_at)
         elif meta.deleted_at is None:
             gated = pod.spec.gates is not _EMPTY and len(bytes(pod.spec.gates)) > len("null")
             nominated = pod.status.nominated

@@ -11,9 +11,11 @@ plan promised a place must be bound then, every pod it left must stay unschedula
   status.nominatedNodeName, which the scheduler tries first and takes only if its own filters agree. Here
   every cluster must do as promised.
 
-In clusters from 1,001 on some pods are gated, and some of those that run are being deleted.
+In clusters from 1,001 on some pods are gated, and some of those that run are being deleted. From 2,001 on,
+some of these give way to pods for which the scheduler has chosen their node: such a pod must stay
+unschedulable, nobody else may have its room, and once the others are gone it must be bound.
 
-20 clusters, 4 of them such; KUBEKEEPER_SWEEP=full runs 1,000, KUBEKEEPER_SWEEP=NUMBER so many, and
+24 clusters, 4 of each such kind; KUBEKEEPER_SWEEP=full runs 1,000, KUBEKEEPER_SWEEP=NUMBER so many, and
 KUBEKEEPER_SEED is the first.
 """
 
@@ -34,6 +36,7 @@ from cluster_generator import (
     PRIORITIES,
     RUNTIME,
     WITH_MORE,
+    WITH_NOMINATED,
     csi_node,
     generate,
     volume,
@@ -61,8 +64,9 @@ SWEEP = os.environ.get("KUBEKEEPER_SWEEP", "")
 FIRST = int(os.environ.get("KUBEKEEPER_SEED", "1"))
 SEEDS: Sequence[int] = range(FIRST, FIRST + (1000 if SWEEP == "full" else int(SWEEP or 0)))
 if not SWEEP:
-    SEEDS = (*range(1, 17), *range(WITH_MORE, WITH_MORE + 4))
+    SEEDS = (*range(1, 17), *(first + at for first in (WITH_MORE, WITH_NOMINATED) for at in range(4)))
 PROMISED = ("NewNode", "NodeOnItsWay", "FitsExistingNode")
+MAKING_ROOM = "RoomIsBeingMade"
 PATIENCE_SECONDS = 12.0
 """Without one more pod bound, or volume made; the scheduler tries again within a second or two."""
 BY_ITSELF_EVERY = 5
@@ -89,6 +93,10 @@ class Promise:
     """(pod, node), in the order in which they are placed."""
     before: int = 0
     """So many of them need no planned node to be there."""
+    chosen: int = 0
+    """For so many, the first ones, the scheduler has chosen the node already."""
+    cleared: list[tuple[str, str]] = field(default_factory=list)
+    """(pod, node): the scheduler has chosen the node for it, and it waits for others to end there."""
     left: dict[str, LeftAlone] = field(default_factory=dict)
 
 
@@ -99,14 +107,20 @@ def promise_of(case: Case, seed: int) -> Promise:
     for row, node in enumerate(scene.board.nodes):
         is_there = row < len(scene.kubernetes.nodes)
         promise.names[row] = node.name if is_there else f"c{seed}-new-{row}"
+    for pod, reason, _ in scene.waiting:
+        if reason in (MAKING_ROOM, *PROMISED):
+            places = promise.cleared if reason == MAKING_ROOM else promise.places
+            places.append((pod.subject, pod.nominated))
+    promise.chosen = len(promise.places)
     queues: dict[int, Iterator[PendingPod]] = {key: iter(pods) for key, pods in scene.pods.items()}
     before, after = in_order(case, scene)
     for placement in (*before, *after):
         pod = next(queues[placement.group.key])
         promise.places.append((pod.subject, promise.names[placement.row]))
-    promise.before = len(before)
+    promise.before = len(promise.places) - len(after)
     said = {one.subject: one for one in explain(scene)}
-    promise.left = {subject: one for subject, one in said.items() if one.reason not in PROMISED}
+    left = {subject: one for subject, one in said.items() if one.reason not in PROMISED}
+    promise.left = {subject: one for subject, one in left.items() if one.reason != MAKING_ROOM}
     assert {one for one, _ in promise.places} == {s for s, one in said.items() if one.reason in PROMISED}
     return promise
 
@@ -124,6 +138,7 @@ class Cluster:
 
     def __init__(self, client: KubeClient, workers: ThreadPoolExecutor, case: Case, promise: Promise) -> None:
         self.client, self.workers, self.case, self.promise = client, workers, case, promise
+        self.waiting = {**promise.left, **dict(promise.cleared)}
         self.gates = {_subject(pod): pod["spec"].get("schedulingGates") for pod in case.pods}
 
     def make(self) -> None:
@@ -155,21 +170,25 @@ class Cluster:
             opened = {"spec": {"unschedulable": None}}
             list(self.workers.map(lambda one: self.client.patch(f"{CORE}/nodes/{one[0]}", opened), new))
 
-    def let_go(self) -> None:
-        """By itself: all pods that wait, then the planned nodes."""
+    def let_go(self) -> list[str]:
+        """By itself: all pods that wait, then the planned nodes; what differs from the promise."""
         self._pods(pod for pod in self.case.pods if "nodeName" not in pod["spec"])
         everyone = set(self.promise.left) | {subject for subject, _ in self.promise.places}
         self.settle(everyone, 0.3)
         self._join(new_rows(self.promise.scene))
         self.settle(everyone, QUIET_SECONDS)
+        return self.differences()
 
-    def lead(self) -> None:
-        """Following the plan: pods that fit what is there, the planned nodes, the other pods with a place in
-        the plan's order, then those without.
+    def lead(self) -> list[str]:
+        """Following the plan: pods whose node the scheduler has chosen, those that fit what is there, planned
+        nodes, the other pods with a place in the plan's order, those without; what differs from the promise.
         """
         self._pods((pod for pod in self.case.pods if "nodeName" not in pod["spec"]), gated=True)
         places, at = self.promise.places, self.promise.before
-        self._release(places[:at])
+        nominated = [*places[: self.promise.chosen], *self.promise.cleared]
+        self._release(nominated)
+        self.settle({subject for subject, _ in nominated})
+        self._release(places[self.promise.chosen : at])
         self.settle({subject for subject, _ in places[:at]})
         self._join(new_rows(self.promise.scene))
         self._release(places[at:])
@@ -177,6 +196,20 @@ class Cluster:
         for subject in self.promise.left:
             self._open(subject)
         self.settle(set(self.promise.left) | {subject for subject, _ in places})
+        return self.differences() + self._clear()
+
+    def _clear(self) -> list[str]:
+        """Those that give way end. What is not bound by then where it was to be, and what was before."""
+        waiting, pods = dict(self.promise.cleared), self._read()
+        found = [f"{one} is bound before others gave way" for one in waiting if _node_of(pods[one])]
+        for pod in self.case.pods:
+            if "deletionTimestamp" in pod["metadata"] and _node_of(pod) in waiting.values():
+                self.client.delete(_path(_subject(pod)), {"gracePeriodSeconds": 0})
+        self.waiting = {}
+        self.settle(set(waiting))
+        pods = self._read()
+        late = [one for one, node in waiting.items() if _node_of(pods[one]) != node]
+        return found + [f"{one} waits though others gave way: {_refusal(pods[one])}" for one in late]
 
     def _release(self, places: Iterable[tuple[str, str]]) -> None:
         for subject, node in places:
@@ -202,7 +235,7 @@ class Cluster:
             if waits != before or made:
                 before, changed = waits, time.monotonic()
             elif all(waits.values()) and (
-                waits.keys() <= self.promise.left.keys() or time.monotonic() - changed > quiet_seconds
+                waits.keys() <= self.waiting.keys() or time.monotonic() - changed > quiet_seconds
             ):
                 return
             time.sleep(0 if made else 0.05)
@@ -312,6 +345,10 @@ def _subject(pod: Document) -> str:
     return f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
 
 
+def _node_of(pod: Document) -> str:
+    return str(pod["spec"].get("nodeName", ""))
+
+
 def _path(subject: str) -> str:
     namespace, _, name = subject.partition("/")
     return f"{CORE}/namespaces/{namespace}/pods/{name}"
@@ -383,11 +420,11 @@ def agree(client: KubeClient, workers: ThreadPoolExecutor, seed: int) -> Verdict
     cluster = Cluster(client, workers, case, promise)
     found: list[str] = []
     missed = None
-    for way in (cluster.let_go, cluster.lead) if seed % BY_ITSELF_EVERY == 0 else (cluster.lead,):
+    is_asked = seed % BY_ITSELF_EVERY == 0 and not promise.cleared
+    for way in (cluster.let_go, cluster.lead) if is_asked else (cluster.lead,):
         try:
             cluster.make()
-            way()
-            found = cluster.differences()
+            found = way()
         finally:
             cluster.remove()
         if way == cluster.let_go:

@@ -5,13 +5,14 @@ The real kube-scheduler judges all of them mixed, in tests/e2e/test_scheduler_ag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from cluster_generator import csi_node, volume
 from plan_replay import planned
-from planning import LOCATION, Case, pod_document
+from planning import LOCATION, Case, pod_document, stamp
 
 ZONE, HOST = "topology.kubernetes.io/zone", "kubernetes.io/hostname"
 DISK_ZONE = "topology.disk.csi.azure.com/zone"
@@ -435,6 +436,50 @@ def test_room_that_a_pod_is_nominated_for_is_its_own() -> None:
     case.pods[-1]["status"]["nominatedNodeName"] = "n1"
     result = case.decide()
     assert (result.left("db-0").reason, result.left("web-0").reason) == ("FitsExistingNode", "NewNode")
+
+
+def giving_way(seconds_left: float = 20, **victim: Any) -> Case:
+    """Node n1 with a large pod that is being deleted for one of priority 9, and the pool may grow."""
+    case = Case().pool("a", {"cpu": "1", "memory": "2Gi", "pods": "10"}, capacity=1)
+    case.node("a", "n1")
+    case.on("n1", 1, "low", requests={"cpu": "900m"}, **victim)
+    case.pods[-1]["metadata"]["deletionTimestamp"] = stamp(timedelta(seconds=-seconds_left))
+    case.pending(1, "high", requests={"cpu": "500m"}, priority=9)
+    case.pods[-1]["status"]["nominatedNodeName"] = "n1"
+    return case
+
+
+def test_no_node_is_ordered_for_a_pod_that_others_give_way_to() -> None:
+    result = giving_way().decide()
+    assert (result.new, result.left("high-0").reason) == ({}, "RoomIsBeingMade")
+    assert "node n1 for it, where 1 pod of a lower priority will end" in result.left("high-0").message
+
+
+def test_room_that_others_make_is_for_nobody_else() -> None:
+    result = giving_way().pending(1, "web", requests={"cpu": "300m"}).decide()
+    assert (result.new, result.left("web-0").reason) == ({"a": 1}, "NewNode")
+
+
+@pytest.mark.parametrize(
+    ("case", "why"),
+    [
+        (lambda: giving_way(-300), "it does not end"),
+        (lambda: giving_way(priority=9), "its priority is no lower"),
+        (lambda: giving_way().on("n1", 1, "stays", requests={"cpu": "100m"}, priority=10), ""),
+        (lambda: giving_way().on("n1", 1, "stays", requests={"cpu": "600m"}), "others stay"),
+    ],
+)
+def test_a_node_is_ordered_when_nobody_makes_enough_room(case: Callable[[], Case], why: str) -> None:
+    result = case().decide()
+    assert (result.left("high-0").reason == "NewNode") is bool(why)
+
+
+def test_a_node_that_is_being_cleared_for_a_pod_stays() -> None:
+    case = giving_way()
+    case.policy["scaleDown"] = {"unneededTime": "0s", "utilizationThreshold": 1}
+    result = case.decide()
+    assert (result.removed, result.left("n1").reason) == ([], "WillBeUsed")
+    assert "default/high-0" in result.left("n1").message
 
 
 def test_pods_of_low_priority_use_what_is_spare_and_make_nothing_grow() -> None:
