@@ -177,7 +177,7 @@ class Cluster:
         self.settle(everyone, 0.3)
         self._join(new_rows(self.promise.scene))
         self.settle(everyone, QUIET_SECONDS)
-        return self.differences()
+        return self.too_many() + self.missing()
 
     def lead(self) -> list[str]:
         """Following the plan: pods whose node the scheduler has chosen, those that fit what is there, planned
@@ -196,20 +196,18 @@ class Cluster:
         for subject in self.promise.left:
             self._open(subject)
         self.settle(set(self.promise.left) | {subject for subject, _ in places})
-        return self.differences() + self._clear()
+        found = self.too_many()
+        self._clear()
+        return found + self.missing()
 
-    def _clear(self) -> list[str]:
-        """Those that give way end. What is not bound by then where it was to be, and what was before."""
-        waiting, pods = dict(self.promise.cleared), self._read()
-        found = [f"{one} is bound before others gave way" for one in waiting if _node_of(pods[one])]
+    def _clear(self) -> None:
+        """Those that give way end: pods that wait for their room get it, and others those as company."""
+        nodes = {node for _, node in self.promise.cleared}
         for pod in self.case.pods:
-            if "deletionTimestamp" in pod["metadata"] and _node_of(pod) in waiting.values():
+            if "deletionTimestamp" in pod["metadata"] and _node_of(pod) in nodes:
                 self.client.delete(_path(_subject(pod)), {"gracePeriodSeconds": 0})
         self.waiting = {}
-        self.settle(set(waiting))
-        pods = self._read()
-        late = [one for one, node in waiting.items() if _node_of(pods[one]) != node]
-        return found + [f"{one} waits though others gave way: {_refusal(pods[one])}" for one in late]
+        self.settle({subject for subject, _ in (*self.promise.places, *self.promise.cleared)})
 
     def _release(self, places: Iterable[tuple[str, str]]) -> None:
         for subject, node in places:
@@ -240,18 +238,26 @@ class Cluster:
                 return
             time.sleep(0 if made else 0.05)
 
-    def differences(self) -> list[str]:
-        """Pods that are bound although left, not although promised, or that the scheduler never judged."""
+    def missing(self) -> list[str]:
+        """Pods that are not bound although promised a place."""
+        pods = self._read()
+        places = (*self.promise.places, *self.promise.cleared)
+        return [
+            f"{one} promised {node}: {_refusal(pods[one])}" for one, node in places if not _node_of(pods[one])
+        ]
+
+    def too_many(self) -> list[str]:
+        """Pods that are bound although left, or that the scheduler never judged."""
         pods = self._read()
         found = []
-        for subject, node in self.promise.places:
-            if not pods[subject]["spec"].get("nodeName"):
-                found.append(f"{subject} promised {node}: {_refusal(pods[subject])}")
         for subject, left in self.promise.left.items():
-            if at := pods[subject]["spec"].get("nodeName"):
+            if at := _node_of(pods[subject]):
                 found.append(f"{subject} left ({left.reason}: {left.message}) is on {at}")
             elif not _refusal(pods[subject]):
                 found.append(f"{subject} left ({left.reason}) was not judged within {PATIENCE_SECONDS:.0f} s")
+        for subject, _ in self.promise.cleared:
+            if _node_of(pods[subject]):
+                found.append(f"{subject} is bound before others gave way")
         return found
 
     def remove(self) -> None:
@@ -451,11 +457,12 @@ def test_the_scheduler_does_what_the_plan_promised(client: KubeClient) -> None:
 def report(verdicts: Collection[Verdict]) -> None:
     """One line on what there has been so far."""
     promised = sum(len(one.promise.places) for one in verdicts)
+    later = sum(len(one.promise.cleared) for one in verdicts)
     left = sum(len(one.promise.left) for one in verdicts)
     nodes = sum(offer.planned for one in verdicts for offer in one.promise.scene.offers)
     agreed = sum(not one.differences for one in verdicts)
     print(
-        f"{len(verdicts)} clusters, {promised} pods promised, {left} left, {nodes} planned nodes:",
+        f"{len(verdicts)} clusters, {promised} pods promised, {later} once others give way, {left} left, {nodes} planned nodes:",
         f"agreement on {100 * agreed / len(verdicts):.1f} % of clusters",
     )
     asked = [one for one in verdicts if one.missed_by_itself is not None]
