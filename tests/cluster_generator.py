@@ -63,7 +63,7 @@ class _Generator:
         for node in self.made.nodes:
             self._daemons_of(node)
         for name in names:
-            for number in range(self.random.randint(0, 2)):
+            for number in range(self.random.randint(0, 6 if self._has_nominated else 2)):
                 self._running(name, number)
         self._pending()
         for name in names if self._has_nominated else ():
@@ -166,7 +166,8 @@ class _Generator:
         """A pod that may go to that node alone, for which the scheduler has chosen it; the first of all."""
         document = self._pod(f"first-{node}-{number}", self.random.choice(list(NAMESPACES)))
         document["metadata"]["labels"] = self._labels()
-        self._requests(document)
+        cpu = self.random.choice(("250m", "700m", "1500m"))
+        document["spec"]["containers"][0]["resources"] = {"requests": {"cpu": cpu, "memory": "200Mi"}}
         document["spec"] |= {"priorityClassName": "high", "priority": PRIORITIES["high"]}
         for feature in self.random.sample([self._far, self._spread, self._host_port, self._sidecar], 1):
             feature(document)

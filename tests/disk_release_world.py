@@ -28,7 +28,7 @@ from sandbox.witness import Witness, lists_of
 from shared import work
 from shared.bootstrap import Clients
 from shared.disk_release import observe
-from shared.disk_release.invariants import Moment
+from shared.disk_release.policy import DiskReleasePolicy
 from shared.errors import AutomationError
 from shared.operations import dispatch
 from shared.runtime.message import Nudge, Received
@@ -284,13 +284,14 @@ class Keeper:
             self.violations.append(f"{self.world.seconds:g} s: {disk_name(disk)} forced off a running VM")
 
     def check_taint(self, node: str) -> None:
-        """Out of service is a node whose machine really does not run."""
+        """Out of service is a node whose machine really does not run, or did not when Azure was asked."""
         with contextlib.suppress(LookupError):
-            found = self._really(self.world.machine(node))
+            machine = self.world.machine(node)
+            found = self._really(machine)
             if found is None:
                 return
             self._hand(found.vm_id, "", timedelta(days=1))
-            if found.running:
+            if found.running and not self._was_told_the_past(machine, self.world.now):
                 self.violations.append(f"{self.world.seconds:g} s: running node {node} taken out of service")
 
     def note_post(self, machine: str, action: str, body: Any) -> None:
@@ -344,15 +345,19 @@ class Keeper:
         beside theirs, which Azure itself keeps apart, is excused then, and so are a fence of a machine that
         is going down already and a taint for one that has begun to boot; nothing else is.
         """
-        misled = {moment.title for moment in self.witness.moments if self._was_told_the_past(moment)}
+        misled = {
+            moment.title
+            for moment in self.witness.moments
+            if self._was_told_the_past(moment.action.parameters["vm"], moment.at)
+        }
         found = self.witness.violations(str(found) for found in self.own_corruptions())
         return [line for line in found if not (line.endswith(UNSEEN) and line.split(": ")[1] in misled)]
 
-    def _was_told_the_past(self, moment: Moment) -> bool:
+    def _was_told_the_past(self, machine: str, at: datetime) -> bool:
         """Of the machine that it wrote to, as lately as evidence may be."""
-        vm, oldest = moment.action.parameters["vm"].lower(), moment.at - moment.policy.limits.freshness
+        oldest = at - DiskReleasePolicy().limits.freshness
         pasts = self.world.arm.core.pasts
-        return any(path == vm and oldest <= at <= moment.at for at, path in pasts)
+        return any(path == machine.lower() and oldest <= when <= at for when, path in pasts)
 
     def own_corruptions(self) -> list[Corruption]:
         """Damage in which the app had a hand; the rest is others' own."""

@@ -462,8 +462,8 @@ def report(verdicts: Collection[Verdict]) -> None:
     nodes = sum(offer.planned for one in verdicts for offer in one.promise.scene.offers)
     agreed = sum(not one.differences for one in verdicts)
     print(
-        f"{len(verdicts)} clusters, {promised} pods promised, {later} once others give way, {left} left, {nodes} planned nodes:",
-        f"agreement on {100 * agreed / len(verdicts):.1f} % of clusters",
+        f"{len(verdicts)} clusters, {promised} pods promised, {later} once others give way, {left} left,",
+        f"{nodes} planned nodes: agreement on {100 * agreed / len(verdicts):.1f} % of clusters",
     )
     asked = [one for one in verdicts if one.missed_by_itself is not None]
     whole = sum(not one.missed_by_itself for one in asked)
