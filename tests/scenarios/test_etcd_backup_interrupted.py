@@ -21,7 +21,7 @@ from shared.model.backup import VerdictState
 from shared.model.plan import ActionKind, Status
 from shared.settings import EtcdConnection
 
-pytestmark = [pytest.mark.azurite, pytest.mark.etcd]
+pytestmark = [pytest.mark.azurite, pytest.mark.etcd, pytest.mark.no_cover]
 
 MINUTE = timedelta(minutes=1)
 

@@ -123,6 +123,7 @@ def test_machines_are_reimaged_in_place_one_at_a_time(world: World, start: Calla
     assert running(world) == 4
 
 
+@pytest.mark.no_cover
 def test_nothing_is_reimaged_while_a_volume_is_attached(world: World, start: Callable[..., App]) -> None:
     add_set(world, count=2)
     app = start()
@@ -168,6 +169,7 @@ def test_an_availability_set_gets_machines_of_a_new_image(world: World, start: C
     assert again.message == "as: 0 machines replaced, all 2 are of the latest model"
 
 
+@pytest.mark.no_cover
 def test_a_pool_at_its_maximum_does_with_one_node_less(world: World, start: Callable[..., App]) -> None:
     add_set(world, count=2, most=2)
     counts: list[int] = []
@@ -177,6 +179,7 @@ def test_a_pool_at_its_maximum_does_with_one_node_less(world: World, start: Call
     assert (min(counts), max(counts)) == (1, 2)
 
 
+@pytest.mark.no_cover
 def test_a_budget_that_refuses_stops_it_and_it_goes_on_when_sent_again(
     world: World, start: Callable[..., App]
 ) -> None:
@@ -199,6 +202,7 @@ def test_a_budget_that_refuses_stops_it_and_it_goes_on_when_sent_again(
     assert running(world) == 6
 
 
+@pytest.mark.no_cover
 def test_a_new_node_that_falls_ill_stops_it(world: World, start: Callable[..., App]) -> None:
     add_set(world, count=2)
     app = start(scaleUp={"provisionTimeout": "4m"})
