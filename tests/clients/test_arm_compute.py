@@ -412,6 +412,22 @@ def test_a_later_write_preempts_an_earlier_one_and_finishes_its_work(
     assert (luns(client, "a"), power_of(client, "a")) == ({}, "stopped")
 
 
+@pytest.mark.parametrize(("code", "power"), [("", "deallocated"), ("VMExtensionError", "running")])
+def test_a_write_that_preempts_a_deallocation_leaves_no_machine_half_way(
+    arm: LocalArm, client: ComputeManagementClient, code: str, power: str
+) -> None:
+    disk = arm.add_disk("d")
+    arm.add_vm("a", disks=[disk])
+    arm.core.operation_seconds = 60
+    client.virtual_machines.begin_deallocate(GROUP, "a")
+    assert power_of(client, "a") == "deallocating"
+    if code:
+        arm.core.endings.append(Ending(on="virtualMachines/attachDetachDataDisks", code=code))
+    detach(client, "a", disk)
+    arm.core.clock.advance(60)
+    assert power_of(client, "a") == power
+
+
 def test_a_failed_detach_leaves_a_failed_machine_that_refuses_disks_until_repaired(
     arm: LocalArm, client: ComputeManagementClient
 ) -> None:

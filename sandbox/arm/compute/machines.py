@@ -17,6 +17,8 @@ from sandbox.arm.state import Document, Operation, Resource
 from shared.model.resource_id import ResourceId, parse_resource_id
 
 POWERED_OFF = frozenset({"stopped", "deallocated"})
+POWER = ("power", "hibernated", "from")
+"""What says in an operation's effect how the power changes."""
 FORCED = {"code": "DataDisksForceDetached", "message": "A forced detach of data disks preempted this."}
 FAULT_DOMAINS = 3
 DISK_NOT_FOUND = "DiskNotFound"
@@ -422,8 +424,11 @@ class Machines(ResourceType):
         forced: bool = False,
         answer: int = 202,
     ) -> Answer:
-        """Accept the work, superseding what is running on this machine."""
+        """Accept the work, superseding what is running on this machine and doing what that leaves undone."""
         machine = call.existing()
+        for running in call.core.running_on(call.id):
+            left = {name: running.effect[name] for name in POWER if name in running.effect}
+            effect = {**left, **effect}
         if effect["do"] != "delete":
             error = error or missing_disk(call.core, machine)
         verb = verb or ("forceDetach" if forced else call.action or call.method.lower())
@@ -453,7 +458,7 @@ class Machines(ResourceType):
             self.deleted(core, machine_id)
             return
         apply_disks(core, machine_id)
-        if effect["do"] == "power":
+        if effect.get("power"):
             switch(core, machine_id, effect["power"], hibernated=effect.get("hibernated", False))
         machine = change(core, machine_id, {"provisioningState": "Succeeded"}, failure=None)
         if effect.get("result"):
