@@ -10,9 +10,11 @@ and delays requests, and lets the function die between any two of its steps. `re
 Time does not pass: each clock (a silence, a taint, a deadline) is young or old, and grows old whenever the
 adversary likes. That covers every timing, and keeps the world finite. What is assumed:
 
-* A1: between the last look and Azure's taking a request no VM finishes booting and no disk gets mounted.
-* A2: nobody force-deletes a pod on a Ready node that still has the out-of-service taint; the cloud provider
-  takes that taint off on Ready.
+* A1: between the last look and Azure's taking a request (the second time, if it gets it twice) no VM finishes
+  booting, no disk gets mounted, and no driver attaches one of the request's disks or finds it attached.
+* A2: nobody force-deletes a pod on a Ready node that still has the out-of-service taint. From a node's Ready
+  on the taint is gone sooner than Kubernetes can give the node up again (40 s): the cloud provider takes its
+  own off at once, and the function looks at each release every half a minute.
 * A3: a kubelet mounts only after it has posted Ready; the attach/detach controller does not use its timer
   of six minutes (`--disable-force-detach-on-timeout`), and the cloud provider taints by what is true. Where
   these do not hold, Kubernetes corrupts disks by itself.
@@ -595,7 +597,7 @@ class Checker:
         yield from self.function(world)
         if world.faults:
             less = world._replace(faults=world.faults - 1)
-            yield from misfortunes(less, self.hit)
+            yield from self.misfortunes(less)
             yield from self.force_deletions(less)
             yield from self.network_faults(less)
 
@@ -606,16 +608,58 @@ class Checker:
             if n >= 0 and not ("A2" in self.assumptions and is_late):
                 yield f"somebody force-deletes pod {d}", pod(world, d, -1)
 
+    def misfortunes(self, world: World) -> Iterator[Step]:
+        """What the adversary does to machines and kubelets."""
+        for n, slot in enumerate(world.slots[: self.hit]):
+            if slot.identity and slot.power == RUNNING:
+                if slot.alive:
+                    yield f"kubelet {n} dies", put(world, n, alive=0)
+                else:
+                    yield f"kubelet {n} returns", put(world, n, alive=1)
+                yield (
+                    f"somebody stops {n}",
+                    put(world, n, power=STOPPED, alive=0, mounts=0, op=NONE, op_disks=0),
+                )
+            if slot.identity and slot.power == STOPPED:
+                yield f"somebody starts {n}", put(world, n, power=STARTING)
+            if slot.identity:
+                after = put(world, n, identity=GONE, power=STOPPED, alive=0, mounts=0, op=NONE, op_disks=0)
+                for d, owner in enumerate(world.owners):
+                    after = own(after, d, -1) if owner == n else after
+                yield f"somebody deletes {n}", after
+            elif slot.identity == GONE and not ("A1" in self.assumptions and world.requests):
+                yield f"somebody recreates {n}", put(world, n, identity=SECOND, power=RUNNING, alive=1)
+            if slot.op:
+                yield f"operation on {n} fails", put(world, n, op=NONE, op_disks=0)
+
     # What goes on by itself
 
     def progress(self, world: World) -> Iterator[Step]:
         for n, slot in enumerate(world.slots):
             yield from self.azure(world, n, slot)
-            yield from node_steps(world, n, slot)
+            yield from self.node_steps(world, n, slot)
         for d in range(DISKS):
             yield from pod_steps(world, d)
             yield from self.attachment_steps(world, d)
         yield from self.deliveries(world)
+
+    def node_steps(self, world: World, n: int, slot: Slot) -> Iterator[Step]:
+        lives = slot.power == RUNNING and slot.alive and slot.identity
+        if lives and not slot.ready:
+            yield f"node {n} ready", put(world, n, ready=1, silent=0, viu=slot.mounts)
+        if not lives and slot.ready and not ("A2" in self.assumptions and slot.taint):
+            yield f"node {n} not ready", put(world, n, ready=0)
+        if slot.power == STOPPED and not slot.ready and not slot.taint and slot.identity:
+            yield f"provider taints {n}", put(world, n, taint=PROVIDERS)
+        if slot.ready and slot.taint in (PROVIDERS, PROVIDERS_OLD):
+            yield f"provider untaints {n}", put(world, n, taint=0)
+        if lives and slot.ready:
+            for d in bits(slot.mounts):
+                if world.pods[d] != n:
+                    left = slot.mounts & ~(1 << d)
+                    yield f"unmount {d} from {n}", put(world, n, mounts=left, viu=left)
+            if slot.viu != slot.mounts:
+                yield f"node {n} reports", put(world, n, viu=slot.mounts)
 
     def azure(self, world: World, n: int, slot: Slot) -> Iterator[Step]:
         if slot.op == OFF:
@@ -644,9 +688,10 @@ class Checker:
             if state == DELETING:
                 yield from self.driver_detaches(world, d, n, slot)
             can_attach = slot.op == NONE and slot.power == RUNNING and slot.identity
-            if state == WANTED and world.owners[d] == -1 and can_attach:
+            is_wanted = state == WANTED and not self._is_asked(world, d, n)
+            if is_wanted and world.owners[d] == -1 and can_attach:
                 yield f"driver attaches {d} to {n}", attachment(own(world, d, n), d, n, ATTACHED)
-            if state == WANTED and world.owners[d] == n and not (slot.op and slot.op_disks >> d & 1):
+            if is_wanted and world.owners[d] == n and not (slot.op and slot.op_disks >> d & 1):
                 yield f"driver finds {d} on {n}", attachment(world, d, n, ATTACHED)
             if not state and is_bound and not world.going >> d & 1 and not any(world.attachments[d]):
                 yield f"a/d wants {d} on {n}", attachment(world, d, n, WANTED)
@@ -657,9 +702,11 @@ class Checker:
         slot = world.slots[n]
         is_here = world.pods[d] == n and world.attachments[d][n] == ATTACHED and world.owners[d] == n
         works = slot.power == RUNNING and slot.alive and slot.ready and slot.identity
-        is_leaving = any(r.slot == n and r.disks >> d & 1 for r in world.requests)
-        is_leaving = is_leaving and "A1" in self.assumptions
-        return bool(is_here and works and not is_leaving and not slot.mounts >> d & 1)
+        return bool(is_here and works and not self._is_asked(world, d, n) and not slot.mounts >> d & 1)
+
+    def _is_asked(self, world: World, d: int, n: int) -> bool:
+        """Whether a request to take the disk is on its way, and A1 holds."""
+        return "A1" in self.assumptions and any(r.slot == n and r.disks >> d & 1 for r in world.requests)
 
     def driver_detaches(self, world: World, d: int, n: int, slot: Slot) -> Iterator[Step]:
         if world.owners[d] != n or slot.identity == GONE:
@@ -799,25 +846,6 @@ def answered(world: World, request: Request, *, taken: bool) -> World:
     return world._replace(flights=tuple(flights))
 
 
-def node_steps(world: World, n: int, slot: Slot) -> Iterator[Step]:
-    lives = slot.power == RUNNING and slot.alive and slot.identity
-    if lives and not slot.ready:
-        yield f"node {n} ready", put(world, n, ready=1, silent=0, viu=slot.mounts)
-    if not lives and slot.ready:
-        yield f"node {n} not ready", put(world, n, ready=0)
-    if slot.power == STOPPED and not slot.ready and not slot.taint and slot.identity:
-        yield f"provider taints {n}", put(world, n, taint=PROVIDERS)
-    if lives and slot.ready and slot.taint:
-        yield f"provider untaints {n}", put(world, n, taint=0)
-    if lives and slot.ready:
-        for d in bits(slot.mounts):
-            if world.pods[d] != n:
-                left = slot.mounts & ~(1 << d)
-                yield f"unmount {d} from {n}", put(world, n, mounts=left, viu=left)
-        if slot.viu != slot.mounts:
-            yield f"node {n} reports", put(world, n, viu=slot.mounts)
-
-
 def pod_steps(world: World, d: int) -> Iterator[Step]:
     n = world.pods[d]
     if n < 0:
@@ -869,28 +897,6 @@ def ageing(world: World) -> Iterator[Step]:
 
 def replaced(values: tuple, number: int, value: object) -> tuple:  # type: ignore[type-arg]
     return (*values[:number], value, *values[number + 1 :])
-
-
-def misfortunes(world: World, hit: int = VMS) -> Iterator[Step]:
-    """What the adversary does to machines and kubelets, of the first `hit` slots."""
-    for n, slot in enumerate(world.slots[:hit]):
-        if slot.identity and slot.power == RUNNING:
-            if slot.alive:
-                yield f"kubelet {n} dies", put(world, n, alive=0)
-            else:
-                yield f"kubelet {n} returns", put(world, n, alive=1)
-            yield f"somebody stops {n}", put(world, n, power=STOPPED, alive=0, mounts=0, op=NONE, op_disks=0)
-        if slot.identity and slot.power == STOPPED:
-            yield f"somebody starts {n}", put(world, n, power=STARTING)
-        if slot.identity:
-            after = put(world, n, identity=GONE, power=STOPPED, alive=0, mounts=0, op=NONE, op_disks=0)
-            for d, owner in enumerate(world.owners):
-                after = own(after, d, -1) if owner == n else after
-            yield f"somebody deletes {n}", after
-        elif slot.identity == GONE:
-            yield f"somebody recreates {n}", put(world, n, identity=SECOND, power=RUNNING, alive=1)
-        if slot.op:
-            yield f"operation on {n} fails", put(world, n, op=NONE, op_disks=0)
 
 
 # Symmetry
