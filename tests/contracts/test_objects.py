@@ -194,19 +194,21 @@ def test_deleting_ends_with_the_object_or_a_status(target: Target, unique: str) 
 
 
 def test_deleting_another_uid_or_version_is_refused(target: Target, unique: str) -> None:
-    created = target.client.create(NODES, bare_node(unique))
-    target.client.patch(f"{NODES}/{unique}", {"metadata": {"labels": {"a": "1"}}})
+    """Of a VolumeAttachment: controllers of nodes write a new one whenever they like."""
+    path = f"{ATTACHMENTS}/{unique}"
+    created = target.client.create(ATTACHMENTS, attachment(unique))
+    target.client.patch(path, {"metadata": {"labels": {"a": "1"}}})
     stale = {"resourceVersion": created["metadata"]["resourceVersion"]}
     other = {"uid": "00000000-0000-0000-0000-000000000000"}
     for preconditions, complaint in (
         (stale, "in record ({version}). The object might have been modified"),
         (other, "in record ({uid}). The object might have been deleted and then recreated"),
     ):
-        current = target.client.get(f"{NODES}/{unique}")["metadata"]
-        error = refusal(target.client.delete, f"{NODES}/{unique}", {"preconditions": preconditions})
+        current = target.client.get(path)["metadata"]
+        error = refusal(target.client.delete, path, {"preconditions": preconditions})
         assert (error.status, error.reason) == (409, "Conflict")
         assert complaint.format(version=current["resourceVersion"], uid=current["uid"]) in error.message
-    target.client.delete(f"{NODES}/{unique}", {"preconditions": {"uid": created["metadata"]["uid"]}})
+    target.client.delete(path, {"preconditions": {"uid": created["metadata"]["uid"]}})
 
 
 def test_a_finalizer_holds_a_deleted_object_until_it_is_removed(target: Target, unique: str) -> None:
