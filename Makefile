@@ -32,7 +32,7 @@ start: setup           ## the local Functions host with Azurite, until Ctrl-C
 
 test: setup $(RUNTIME) ## unit, clients, functions, scenarios; ARGS="-k name" is handed to pytest
 	@rm -rf build/rights
-	@$(PYTEST) -m "not e2e" -n 4 --dist loadfile --no-loadscope-reorder --cov --cov-report= $(ARGS)
+	@$(PYTEST) -m "not e2e" -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report= $(ARGS)
 	@$(if $(ARGS),,$(RIGHTS) check)
 	@echo "coverage of function_app, functions and shared: $$($(PY) -m coverage report --format=total) %"
 

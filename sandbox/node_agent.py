@@ -98,17 +98,11 @@ class Pod(msgspec.Struct, frozen=True):
         return tuple(claim.claim_name for claim in found if claim is not None)
 
 
-class _Object(Pod, frozen=True):
-    """A pod, or the Status object of an ERROR event."""
-
-    metadata: _Metadata = _Metadata()
-    code: int = 0
-    message: str = ""
-
-
 class _Event(msgspec.Struct, frozen=True):
+    """`object`: a pod, or of an ERROR the Status, whose `status` is a text."""
+
     type: str
-    object: _Object
+    object: msgspec.Raw
 
 
 class _ListMetadata(msgspec.Struct, frozen=True, rename="camel"):
@@ -122,6 +116,7 @@ class _PodList(msgspec.Struct, frozen=True):
 
 
 _EVENT = msgspec.json.Decoder(_Event)
+_POD = msgspec.json.Decoder(Pod)
 _PODS = msgspec.json.Decoder(_PodList)
 
 
@@ -364,10 +359,11 @@ class NodeAgent:
             for line in watch:
                 event = _EVENT.decode(line)
                 if event.type == "ERROR":
-                    raise KubeError({"code": event.object.code, "message": event.object.message})
-                version = event.object.metadata.resource_version
+                    raise KubeError(msgspec.json.decode(event.object))
+                pod = _POD.decode(event.object)
+                version = pod.metadata.resource_version
                 if event.type != "BOOKMARK":
-                    self._seen(event.type, event.object)
+                    self._seen(event.type, pod)
         return version
 
     def _seen(self, kind: str, pod: Pod) -> None:

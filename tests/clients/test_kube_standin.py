@@ -12,6 +12,7 @@ from sandbox.asgi import Fault, on
 from sandbox.clock import Clock
 from sandbox.kube import LocalKubernetes, kinds
 from sandbox.kube_client import APPLY_PATCH, KubeClient, KubeError
+from sandbox.node_agent import NodeAgent
 
 NODES = "/api/v1/nodes"
 START = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
@@ -34,6 +35,19 @@ def test_time_is_the_tests(kubernetes: LocalKubernetes, client: KubeClient) -> N
     deleted = client.delete("/api/v1/namespaces/default/pods/a", {"gracePeriodSeconds": 60})["metadata"]
     assert deleted["creationTimestamp"] == "2026-11-23T10:00:00Z"
     assert deleted["deletionTimestamp"] == "2026-11-23T11:01:00Z"
+
+
+def test_the_node_agent_is_told_that_history_is_forgotten(
+    kubernetes: LocalKubernetes, client: KubeClient
+) -> None:
+    old = client.get("/api/v1/pods")["metadata"]["resourceVersion"]
+    for name in "ab":
+        pod = {"metadata": {"name": name, "namespace": "default"}, "spec": {"nodeName": "n"}}
+        kubernetes.put(kinds.PODS, pod)
+    kubernetes.store.forget()
+    with pytest.raises(KubeError) as caught:
+        NodeAgent(client)._watch_pods(old)
+    assert caught.value.status == 410
 
 
 def test_the_nth_write_can_fail(kubernetes: LocalKubernetes, client: KubeClient) -> None:
