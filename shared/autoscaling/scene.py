@@ -417,11 +417,10 @@ def _giving_way(scene: Scene, node: str, priority: int) -> list[Group]:
     load = scene.kubernetes.loads.get(node)
     if load is None or not load.ending or scene.now - msgspec.convert(load.ending, datetime) > OVERDUE:
         return []
-    shapes = [(scene.shapes[number], number, count) for number, count in sorted(load.shapes.items())]
     return [
         group_of(scene, number, count)
-        for shape, number, count in shapes
-        if shape.is_going and shape.priority < priority
+        for number, count in sorted(load.shapes.items())
+        if scene.shapes[number].is_going and scene.shapes[number].priority < priority
     ]
 
 

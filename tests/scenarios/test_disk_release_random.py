@@ -40,9 +40,15 @@ REST, STILL = 180.0, 960.0
 """Nothing more is expected of a world in which nothing has changed for so long: where all is well, three
 ticks of the timer; where something is left, longer than any deadline of the policy and of the cluster."""
 STEP = 5.0
-FORBIDDEN_REPAIRS = ("RepairTakesNothingInUse", "RepairFreesNoLun")
 LEFT_TO_PEOPLE = frozenset(
-    {"DetachFailed", "VmFailed", "ClusterIsNotFrozen", "PowerMoves", *FORBIDDEN_REPAIRS}
+    {
+        "DetachFailed",
+        "VmFailed",
+        "RepairTakesNothingInUse",
+        "RepairFreesNoLun",
+        "ClusterIsNotFrozen",
+        "PowerMoves",
+    }
 )
 """Why a disk that nothing asked for may stay where it is."""
 MACHINES = "/providers/Microsoft.Compute/virtualMachine"
